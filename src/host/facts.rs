@@ -1,0 +1,247 @@
+//! What detection finds out about this node: plain, serialisable values.
+//!
+//! Detection runs in a child process, so everything here crosses a pipe as JSON. Paths are those
+//! of the host; a reader prefixes `--path.rootfs` itself, through [`Host::path`](super::Host::path).
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything detection found. The default is a node on which nothing was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// The node's name, from `/proc/sys/kernel/hostname`, else `/etc/hostname`; else empty.
+    pub hostname: String,
+    /// When the kernel started, in Unix seconds, from `btime` of `/proc/stat`.
+    pub boot_time: Option<u64>,
+    /// Every installation that left traces: running ones first, then the most specific first.
+    pub installations: Vec<Installation>,
+    /// Where the datastore's files lie, for the first installation that has a local datastore.
+    pub datastore: Option<DatastorePlace>,
+    /// What could not be read or decided, each a sentence that names the path, the reason and,
+    /// where there is one, the command that would fix it.
+    pub notes: Vec<String>,
+}
+
+impl Facts {
+    /// The installation that the node's figures are about.
+    pub fn primary(&self) -> Option<&Installation> {
+        self.installations.first()
+    }
+}
+
+/// One Kubernetes distribution on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    /// Which distribution.
+    pub distribution: Distribution,
+    /// Its version as the distribution prints it (`v1.36.4+rke2r1`), where files tell it.
+    pub version: Option<String>,
+    /// Control-plane node or worker.
+    pub role: Role,
+    /// Whether a process of it was seen, not only its files.
+    pub running: bool,
+    /// The paths that gave it away, at most eight.
+    pub evidence: Vec<PathBuf>,
+    /// The distribution's data directory (`/var/lib/rancher/k3s`).
+    pub data_dir: Option<PathBuf>,
+    /// What the API server stores its objects in.
+    pub datastore: Datastore,
+    /// The directory that holds the datastore's files: etcd's data directory (the one with
+    /// `member/`), the directory of the SQLite file, or dqlite's.
+    pub datastore_dir: Option<PathBuf>,
+    /// etcd's `--wal-dir`, where it is set.
+    pub wal_dir: Option<PathBuf>,
+    /// How to reach the local etcd member, for [`Datastore::Etcd`].
+    pub etcd: Option<EtcdAccess>,
+    /// The kine or k8s-dqlite Unix socket that speaks the etcd protocol.
+    pub kine_socket: Option<PathBuf>,
+    /// The units to watch.
+    pub units: Vec<Unit>,
+    /// `comm` of the processes that write the datastore (`etcd`, `k3s-server`, `k8s-dqlite`).
+    pub processes: Vec<String>,
+    /// Directories of images and containers, whose filesystems fill up first.
+    pub container_dirs: Vec<PathBuf>,
+    /// The snaps that belong to it (`microk8s`, `k8s`).
+    pub snaps: Vec<String>,
+}
+
+/// Kubernetes distributions that can be told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distribution {
+    /// Talos Linux. It has no host services: the agent can only run as a pod there.
+    Talos,
+    /// `MicroK8s`, the snap.
+    Microk8s,
+    /// Canonical Kubernetes, the snap `k8s`.
+    CanonicalK8s,
+    /// RKE2.
+    Rke2,
+    /// k3s.
+    K3s,
+    /// k0s.
+    K0s,
+    /// kubeadm, or anything that runs its control plane from `/etc/kubernetes/manifests`.
+    Kubeadm,
+}
+
+impl Distribution {
+    /// The word for it in labels and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Talos => "talos",
+            Self::Microk8s => "microk8s",
+            Self::CanonicalK8s => "canonical-k8s",
+            Self::Rke2 => "rke2",
+            Self::K3s => "k3s",
+            Self::K0s => "k0s",
+            Self::Kubeadm => "kubeadm",
+        }
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the node is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It runs a control plane.
+    Server,
+    /// It runs workloads only.
+    Agent,
+    /// The files do not tell.
+    #[default]
+    Unknown,
+}
+
+impl Role {
+    /// The word for it in labels and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Agent => "agent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What the API server keeps its objects in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datastore {
+    /// An etcd member on this node.
+    Etcd,
+    /// An etcd elsewhere.
+    ExternalEtcd,
+    /// SQLite through kine.
+    Sqlite,
+    /// A SQL server or NATS elsewhere, through kine.
+    ExternalSql,
+    /// dqlite, through k8s-dqlite.
+    Dqlite,
+    /// The files do not tell, or the node has none.
+    #[default]
+    Unknown,
+}
+
+impl Datastore {
+    /// The word for it in labels and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::ExternalEtcd => "external-etcd",
+            Self::Sqlite => "sqlite",
+            Self::ExternalSql => "external-sql",
+            Self::Dqlite => "dqlite",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How to reach the local etcd member.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdAccess {
+    /// Client URLs of the local member; the first that works is used.
+    pub endpoints: Vec<String>,
+    /// The CA that signed the server's certificate.
+    pub ca_file: Option<PathBuf>,
+    /// The client certificate.
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    pub key_file: Option<PathBuf>,
+    /// The backend quota, where the running configuration sets it.
+    pub quota: Option<Quota>,
+}
+
+/// etcd's backend quota as the running configuration gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// The quota in bytes.
+    pub bytes: u64,
+    /// Where it was found.
+    pub source: QuotaSource,
+}
+
+/// Where the quota comes from, in the order in which it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuotaSource {
+    /// etcd 3.6 and later say it in their status.
+    Status,
+    /// The arguments or environment of the running process.
+    Process,
+    /// The configuration of k3s or RKE2.
+    Config,
+    /// A static pod manifest, or a file of arguments.
+    Manifest,
+    /// Nothing sets it: etcd's default of 2 GiB.
+    Default,
+}
+
+impl QuotaSource {
+    /// The word for it in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Process => "process",
+            Self::Config => "config",
+            Self::Manifest => "manifest",
+            Self::Default => "default",
+        }
+    }
+}
+
+/// A unit to watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its full name, `k3s.service`.
+    pub name: String,
+    /// Whether role and lock files say that it should be running.
+    pub expected: bool,
+}
+
+/// Where the datastore's files lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatastorePlace {
+    /// The directory whose syncs matter: the WAL directory's filesystem decides.
+    pub path: PathBuf,
+    /// The mount that holds it.
+    pub mount_point: PathBuf,
+    /// Its filesystem type.
+    pub fstype: String,
+    /// What is mounted: `/dev/vda1`, `rpool/ROOT`.
+    pub source: String,
+    /// Kernel names of every device in the chain, from the mounted one down to the whole disks
+    /// (`dm-0`, `md0`, `sda2`, `sda`); empty when the chain is unknown (network, ZFS, overlay).
+    pub chain: Vec<String>,
+    /// The whole disks at the end of the chain.
+    pub disks: Vec<String>,
+}

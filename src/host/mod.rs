@@ -1,0 +1,5 @@
+//! What this node is: distribution, data directories, certificates, units, devices.
+
+mod facts;
+
+pub use facts::*;
