@@ -61,6 +61,9 @@ enum Command {
     /// Look at the node for the agent that started this process
     #[command(hide = true)]
     Detect,
+    /// Read files for the agent that started this process
+    #[command(hide = true)]
+    Read,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
     let ended = match &cli.command {
         Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
+        Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
         Some(Command::Config) => load(&cli).and_then(|(config, _)| {
             print(&format!("{}\n", serde_json::to_string_pretty(&config)?))
