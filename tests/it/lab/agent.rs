@@ -42,7 +42,10 @@ impl Agent {
     pub(crate) fn start_with(options: Options) -> Self {
         let mut agent = Self::launch(options);
         wait_for("an answer of the agent", Duration::from_secs(10), || {
-            agent.daemon.check_alive().unwrap_or_else(|end| panic!("the agent does not start: {end}"));
+            agent
+                .daemon
+                .check_alive()
+                .unwrap_or_else(|end| panic!("the agent does not start: {end}"));
             agent.get("/metrics").map_err(|error| format!("{error}\n{}", agent.daemon.describe()))
         });
         agent

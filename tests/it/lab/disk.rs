@@ -112,7 +112,13 @@ impl Mount {
         let of = format!("of={}", full.display());
         for block in ["1M", "4k"] {
             let mut command = bound_command(program("dd"));
-            command.args(["if=/dev/zero", &of, &format!("bs={block}"), "oflag=append", "conv=notrunc"]);
+            command.args([
+                "if=/dev/zero",
+                &of,
+                &format!("bs={block}"),
+                "oflag=append",
+                "conv=notrunc",
+            ]);
             let output = process::output(command, Duration::from_secs(60));
             assert!(output.stderr.contains("No space left"), "dd did not fill: {}", output.stderr);
         }

@@ -98,7 +98,9 @@ impl Daemon {
 
     /// Whole text of the log so far.
     pub(crate) fn log(&self) -> String {
-        std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
     }
 
     /// Fails with the end of the log if the process has ended.
@@ -120,7 +122,9 @@ impl Drop for Daemon {
         // A stopped process takes SIGKILL too; one in an uninterruptible wait is left to the kernel.
         self.child.kill().ok();
         let started = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(3) {
+        while matches!(self.child.try_wait(), Ok(None))
+            && started.elapsed() < Duration::from_secs(3)
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
         if std::thread::panicking() {
