@@ -4,7 +4,10 @@
 //! so, it never passes quietly. Each test's first line is `lab::together()` or, when it measures time or
 //! reads the kernel log, `lab::alone()`.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 
 mod lab;
 mod lab_itself;

@@ -10,6 +10,7 @@ use super::process::{self, bound_command, run};
 use super::{TEMP_PREFIX, need_root, program, temp_dir};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -112,7 +113,13 @@ impl Mount {
         let of = format!("of={}", full.display());
         for block in ["1M", "4k"] {
             let mut command = bound_command(program("dd"));
-            command.args(["if=/dev/zero", &of, &format!("bs={block}"), "oflag=append", "conv=notrunc"]);
+            command.args([
+                "if=/dev/zero",
+                &of,
+                &format!("bs={block}"),
+                "oflag=append",
+                "conv=notrunc",
+            ]);
             let output = process::output(command, Duration::from_secs(60));
             assert!(output.stderr.contains("No space left"), "dd did not fill: {}", output.stderr);
         }
@@ -283,7 +290,7 @@ fn try_run<S: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item =
     command.args(args);
     let what = format!("{command:?}");
     let limit = Duration::from_secs(20);
-    let ended = std::panic::catch_unwind(move || process::output(command, limit));
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| process::output(command, limit)));
     match ended {
         Ok(output) if output.status.success() => true,
         Ok(output) => {

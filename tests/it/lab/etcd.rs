@@ -251,7 +251,11 @@ impl Cluster {
         if let Err(end) = daemon.check_alive() {
             panic!("etcd m{i} does not come up: {end}");
         }
-        assert!(!overdue, "etcd m{i} does not come up within 30 s: {reason}\n{}", daemon.describe());
+        assert!(
+            !overdue,
+            "etcd m{i} does not come up within 30 s: {reason}\n{}",
+            daemon.describe()
+        );
     }
 
     #[track_caller]
@@ -307,8 +311,9 @@ impl Cluster {
                 Ok::<(), etcd_client::Error>(())
             }
         };
+        let through = self.first_running();
         let all = async {
-            let client = self.connect(self.first_running()).await?;
+            let client = self.connect(through).await?;
             let writers = (0..AT_ONCE).map(|writer| {
                 put(client.clone(), batches.iter().copied().skip(writer).step_by(AT_ONCE).collect())
             });
@@ -316,7 +321,8 @@ impl Cluster {
         };
         let limit = Duration::from_secs(120);
         let done = self.runtime.block_on(async { tokio::time::timeout(limit, all).await });
-        done.expect("put_many within two minutes").unwrap_or_else(|error| panic!("put_many: {error}"));
+        done.expect("put_many within two minutes")
+            .unwrap_or_else(|error| panic!("put_many: {error}"));
     }
 
     fn first_running(&self) -> usize {
@@ -346,15 +352,17 @@ impl Cluster {
         let target = match self.options.listen {
             Listen::Unix => Target::Unix(self.socket(i)),
             Listen::Plain => Target::Tcp(self.members[i].client_port, None),
-            Listen::Tls => {
-                Target::Tcp(self.members[i].client_port, Some(tls_client(&self.pki.ca, &self.pki.client)))
-            }
+            Listen::Tls => Target::Tcp(
+                self.members[i].client_port,
+                Some(tls_client(&self.pki.ca, &self.pki.client)),
+            ),
         };
         let connector = tower::service_fn(move |_| dial(target.clone()));
         let channel = tonic::transport::Endpoint::from_static("http://member")
             .connect_with_connector(connector)
             .await
             .map_err(|error| format!("{error:?}"))?;
+        let channel = etcd_client::Channel::Tonic(channel);
         Client::from_channel(channel, None).await.map_err(|error| error.to_string())
     }
 

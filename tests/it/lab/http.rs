@@ -95,7 +95,8 @@ fn read_response(stream: &mut impl BufRead, head_only: bool) -> std::io::Result<
         loop {
             let size = line(stream)?;
             let size = size.split(';').next().unwrap_or_default();
-            let size = u64::from_str_radix(size, 16).map_err(|e| bad(format!("chunk size: {e}")))?;
+            let size =
+                u64::from_str_radix(size, 16).map_err(|e| bad(format!("chunk size: {e}")))?;
             stream.take(size).read_to_end(&mut response.body)?;
             line(stream)?;
             if size == 0 {

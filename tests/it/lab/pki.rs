@@ -90,10 +90,8 @@ fn leaf(
     }
     (params.not_before, params.not_after) = (from, until);
     let key = KeyPair::generate().unwrap();
-    let leaf = Leaf {
-        cert: folder.join(format!("{name}.crt")),
-        key: folder.join(format!("{name}.key")),
-    };
+    let leaf =
+        Leaf { cert: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
     std::fs::write(&leaf.cert, params.signed_by(&key, authority).unwrap().pem()).unwrap();
     std::fs::write(&leaf.key, key.serialize_pem()).unwrap();
     leaf

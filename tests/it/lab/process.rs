@@ -17,6 +17,16 @@ pub(crate) fn bound_command(program_name: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// A [`bound_command`] that runs in the process namespace of `leader`, with files and network of the host.
+///
+/// The process started is `nsenter`; the program is its one child, and is killed with it.
+pub(crate) fn command_inside(leader: u32, program_name: impl AsRef<OsStr>) -> Command {
+    let mut command = bound_command(program("nsenter"));
+    command.arg(format!("--target={leader}")).args(["--pid", "--"]);
+    command.arg(program("setpriv")).args(["--pdeathsig", "KILL", "--"]).arg(program_name);
+    command
+}
+
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
 
 /// Starts a command from a thread that lives as long as the test process.
@@ -68,8 +78,7 @@ impl Daemon {
 
     /// Sends a signal; a process that is already gone is no error.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a process id"), signal).ok();
+        self::signal(self.pid(), signal);
     }
 
     /// The exit status if the process has ended.
@@ -98,7 +107,9 @@ impl Daemon {
 
     /// Whole text of the log so far.
     pub(crate) fn log(&self) -> String {
-        std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
     }
 
     /// Fails with the end of the log if the process has ended.
@@ -120,13 +131,21 @@ impl Drop for Daemon {
         // A stopped process takes SIGKILL too; one in an uninterruptible wait is left to the kernel.
         self.child.kill().ok();
         let started = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(3) {
+        while matches!(self.child.try_wait(), Ok(None))
+            && started.elapsed() < Duration::from_secs(3)
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
         if std::thread::panicking() {
             eprintln!("--- {}", self.describe());
         }
     }
+}
+
+/// Sends a signal; a process that is already gone is no error.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).ok();
 }
 
 /// What a finished command left.
