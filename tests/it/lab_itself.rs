@@ -349,6 +349,6 @@ fn the_agent_serves_metrics_and_ends_on_sigterm() {
     let _turn = lab::together();
     let mut agent = Agent::start("");
     let build = "controlplane_exporter_build_info";
-    agent.wait_until("the version", build, 5 * SECOND, |scrape| scrape.sum(build, &[]) == 1.0);
+    agent.wait_until("the version", build, 5 * SECOND, |scrape| scrape.all(build, &[]).len() == 1);
     assert_eq!(agent.stop(5 * SECOND).code(), Some(0), "{}", agent.log());
 }

@@ -319,7 +319,7 @@ impl Cluster {
             });
             futures_util::future::try_join_all(writers).await.map_err(|error| error.to_string())
         };
-        let limit = Duration::from_secs(120);
+        let limit = Duration::from_mins(2);
         let done = self.runtime.block_on(async { tokio::time::timeout(limit, all).await });
         done.expect("put_many within two minutes")
             .unwrap_or_else(|error| panic!("put_many: {error}"));
@@ -394,7 +394,7 @@ impl Cluster {
             }
         }
         command.args(args);
-        output(command, Duration::from_secs(60))
+        output(command, Duration::from_mins(1))
     }
 }
 

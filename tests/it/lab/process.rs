@@ -161,7 +161,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>
     let mut command = bound_command(program(name));
     command.args(args);
     let what = format!("{command:?}");
-    let output = output(command, Duration::from_secs(60));
+    let output = output(command, Duration::from_mins(1));
     assert!(
         output.status.success(),
         "{what} ended with {}\n{}{}",

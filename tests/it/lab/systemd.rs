@@ -185,7 +185,9 @@ fn remove_cgroup(name: &str) -> bool {
         std::fs::remove_dir(folder).ok();
     }
     let folders = CGROUP_TOPS.map(|top| Path::new(top).join(name));
-    folders.iter().for_each(|folder| remove(folder));
+    for folder in &folders {
+        remove(folder);
+    }
     folders.iter().all(|folder| !folder.exists())
 }
 
