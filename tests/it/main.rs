@@ -11,4 +11,5 @@
 
 mod house;
 mod lab;
+mod lab_itself;
 mod shipped;

@@ -1,7 +1,7 @@
 //! The agent as users run it: the real binary with a configuration file, and what a scrape of it says.
 
 use super::http::{self, Response};
-use super::process::{Daemon, bound_command};
+use super::process::{self, Daemon, bound_command};
 use super::{free_port, temp_dir, wait_for};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -21,11 +21,14 @@ pub(crate) struct Options {
     pub(crate) args: Vec<String>,
     /// Environment variables to set.
     pub(crate) env: Vec<(String, String)>,
+    /// Run in the process namespace of this process, for example a container's PID 1.
+    pub(crate) inside: Option<u32>,
 }
 
 /// A running agent. Killed when dropped; its log is shown when the test fails.
 pub(crate) struct Agent {
     daemon: Daemon,
+    inside: bool,
     address: SocketAddr,
     folder: tempfile::TempDir,
 }
@@ -56,7 +59,11 @@ impl Agent {
     pub(crate) fn launch(options: Options) -> Self {
         let folder = temp_dir("agent");
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut command = bound_command(env!("CARGO_BIN_EXE_controlplane-exporter"));
+        let binary = env!("CARGO_BIN_EXE_controlplane-exporter");
+        let mut command = match options.inside {
+            Some(leader) => process::command_inside(leader, binary),
+            None => bound_command(binary),
+        };
         command.arg(format!("--web.listen-address={address}"));
         if !options.config.is_empty() {
             let file = folder.path().join("config.yaml");
@@ -68,15 +75,22 @@ impl Agent {
         }
         command.args(&options.args).envs(options.env);
         let log = folder.path().join("agent.log");
-        Self { daemon: Daemon::start("agent", command, &log), address, folder }
+        let daemon = Daemon::start("agent", command, &log);
+        Self { daemon, inside: options.inside.is_some(), address, folder }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// The agent's own process id.
+    #[track_caller]
     pub(crate) fn pid(&self) -> u32 {
-        self.daemon.pid()
+        if !self.inside {
+            return self.daemon.pid();
+        }
+        let child = process::children(self.daemon.pid()).first().copied();
+        child.unwrap_or_else(|| panic!("no agent below nsenter: {}", self.daemon.describe()))
     }
 
     /// What the agent has written to its log.
@@ -91,13 +105,13 @@ impl Agent {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        self.daemon.signal(signal);
+        process::signal(self.pid(), signal);
     }
 
     /// Sends SIGTERM and waits for the end, at most `limit`.
     #[track_caller]
     pub(crate) fn stop(&mut self, limit: Duration) -> ExitStatus {
-        self.daemon.signal(Signal::TERM);
+        self.signal(Signal::TERM);
         self.daemon.wait(limit)
     }
 
@@ -204,9 +218,9 @@ impl Scrape {
         }
     }
 
-    /// The sum over all samples of this name with at least these labels.
+    /// The sum over all samples of this name with at least these labels; 0 when there are none.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.all(name, labels).iter().map(|sample| sample.value).sum()
+        self.all(name, labels).iter().fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// The lines whose names begin with `prefix`, for messages.

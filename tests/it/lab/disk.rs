@@ -10,6 +10,7 @@ use super::process::{self, bound_command, run};
 use super::{TEMP_PREFIX, need_root, program, temp_dir};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -119,7 +120,7 @@ impl Mount {
                 "oflag=append",
                 "conv=notrunc",
             ]);
-            let output = process::output(command, Duration::from_secs(60));
+            let output = process::output(command, Duration::from_mins(1));
             assert!(output.stderr.contains("No space left"), "dd did not fill: {}", output.stderr);
         }
     }
@@ -289,7 +290,7 @@ fn try_run<S: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item =
     command.args(args);
     let what = format!("{command:?}");
     let limit = Duration::from_secs(20);
-    let ended = std::panic::catch_unwind(move || process::output(command, limit));
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| process::output(command, limit)));
     match ended {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
@@ -304,17 +305,20 @@ fn try_run<S: AsRef<std::ffi::OsStr>>(name: &str, args: impl IntoIterator<Item =
 fn remove_leftovers() {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
+        // Devices are looked up first: their files are known by path only while all is mounted.
+        let is_left = |device: &PathBuf| {
+            let file = std::fs::read_to_string(device.join("loop/backing_file"));
+            file.is_ok_and(|file| is_leftover(&file))
+        };
+        let devices: Vec<_> = entries("/sys/block").into_iter().filter(is_left).collect();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let paths = mounts.lines().filter_map(|line| line.split(' ').nth(4));
         for path in paths.filter(|path| is_leftover(path)).collect::<Vec<_>>().iter().rev() {
             try_run("umount", ["-l", path]);
         }
-        for device in entries("/sys/block") {
-            let file = std::fs::read_to_string(device.join("loop/backing_file"));
-            if file.is_ok_and(|file| is_leftover(&file)) {
-                let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                try_run("losetup", ["-d".to_owned(), format!("/dev/{name}")]);
-            }
+        for device in devices {
+            let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            try_run("losetup", ["-d".to_owned(), format!("/dev/{name}")]);
         }
         for folder in entries(std::env::temp_dir()) {
             if is_leftover(&folder.to_string_lossy()) {

@@ -311,14 +311,15 @@ impl Cluster {
                 Ok::<(), etcd_client::Error>(())
             }
         };
+        let through = self.first_running();
         let all = async {
-            let client = self.connect(self.first_running()).await?;
+            let client = self.connect(through).await?;
             let writers = (0..AT_ONCE).map(|writer| {
                 put(client.clone(), batches.iter().copied().skip(writer).step_by(AT_ONCE).collect())
             });
             futures_util::future::try_join_all(writers).await.map_err(|error| error.to_string())
         };
-        let limit = Duration::from_secs(120);
+        let limit = Duration::from_mins(2);
         let done = self.runtime.block_on(async { tokio::time::timeout(limit, all).await });
         done.expect("put_many within two minutes")
             .unwrap_or_else(|error| panic!("put_many: {error}"));
@@ -361,6 +362,7 @@ impl Cluster {
             .connect_with_connector(connector)
             .await
             .map_err(|error| format!("{error:?}"))?;
+        let channel = etcd_client::Channel::Tonic(channel);
         Client::from_channel(channel, None).await.map_err(|error| error.to_string())
     }
 
@@ -392,7 +394,7 @@ impl Cluster {
             }
         }
         command.args(args);
-        output(command, Duration::from_secs(60))
+        output(command, Duration::from_mins(1))
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 const FILE_NAME: &str = "disk";
 const FILE: INodeNo = INodeNo(2);
-const TTL: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_hours(1);
 
 /// What a fault applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Faults {
             if left.is_zero() && !fault.hang {
                 break fault.errno;
             }
-            let pause = if fault.hang { Duration::from_secs(3600) } else { left };
+            let pause = if fault.hang { Duration::from_hours(1) } else { left };
             let woken = self.changed.wait_timeout(state, pause);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         };

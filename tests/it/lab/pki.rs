@@ -21,7 +21,7 @@ pub(crate) struct Pki {
     pub(crate) ca: PathBuf,
     /// A CA that signed nothing here but `other_client`.
     pub(crate) other_ca: PathBuf,
-    /// For 127.0.0.1, ::1 and localhost; server and client usage, as etcd's peers need.
+    /// For 127.0.0.1, `::1` and localhost; server and client usage, as etcd's peers need.
     pub(crate) server: Leaf,
     pub(crate) server_expired: Leaf,
     pub(crate) server_wrong_host: Leaf,

@@ -17,6 +17,16 @@ pub(crate) fn bound_command(program_name: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// A [`bound_command`] that runs in the process namespace of `leader`, with files and network of the host.
+///
+/// The process started is `nsenter`; the program is its one child, and is killed with it.
+pub(crate) fn command_inside(leader: u32, program_name: impl AsRef<OsStr>) -> Command {
+    let mut command = bound_command(program("nsenter"));
+    command.arg(format!("--target={leader}")).args(["--pid", "--"]);
+    command.arg(program("setpriv")).args(["--pdeathsig", "KILL", "--"]).arg(program_name);
+    command
+}
+
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
 
 /// Starts a command from a thread that lives as long as the test process.
@@ -68,8 +78,7 @@ impl Daemon {
 
     /// Sends a signal; a process that is already gone is no error.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a process id"), signal).ok();
+        self::signal(self.pid(), signal);
     }
 
     /// The exit status if the process has ended.
@@ -133,6 +142,12 @@ impl Drop for Daemon {
     }
 }
 
+/// Sends a signal; a process that is already gone is no error.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).ok();
+}
+
 /// What a finished command left.
 pub(crate) struct Output {
     pub(crate) status: ExitStatus,
@@ -146,7 +161,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>
     let mut command = bound_command(program(name));
     command.args(args);
     let what = format!("{command:?}");
-    let output = output(command, Duration::from_secs(60));
+    let output = output(command, Duration::from_mins(1));
     assert!(
         output.status.success(),
         "{what} ended with {}\n{}{}",

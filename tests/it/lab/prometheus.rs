@@ -139,7 +139,7 @@ pub(crate) fn openmetrics_complaint(exposition: &str) -> Option<String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/parse_openmetrics.py");
     let mut command = bound_command(program("python3"));
     command.env("PYTHONPATH", cached("python")).arg(script).arg(&file);
-    let output = output(command, Duration::from_secs(60));
+    let output = output(command, Duration::from_mins(1));
     match output.status.code() {
         Some(0) => None,
         Some(1) => Some(output.stdout),

@@ -7,6 +7,7 @@
 
 use super::process::{self, Daemon, Output, bound_command, children, output};
 use super::{TEMP_PREFIX, cached, need_root, program, temp_dir, wait_for};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,7 +47,10 @@ impl Container {
         let folder = temp_dir("container");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("{TEMP_PREFIX}{}.{number}", std::process::id());
-        let log = folder.path().with_extension("log");
+        let log = folder.path().join("log");
+        let overlay = folder.path().join("overlay");
+        std::fs::create_dir(&overlay).expect("a folder for the overlay");
+        cached("root/usr/lib/systemd/systemd");
         program("systemd-nspawn");
         remove_left_cgroups();
         let mut command = bound_command(program("unshare"));
@@ -54,8 +58,8 @@ impl Container {
             .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"])
             .args(["sh", "-c", BOOT])
             .env("NAME", &cgroup)
-            .env("FOLDER", folder.path())
-            .env("LOWER", cached("root/usr/lib/systemd/systemd").join("../../../.."))
+            .env("FOLDER", &overlay)
+            .env("LOWER", cached("root"))
             .env("MACHINE", format!("lab{}-{number}", std::process::id()))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
         let daemon = Daemon::start("systemd container", command, &log);
@@ -103,6 +107,9 @@ impl Container {
     }
 
     /// Address of systemd's own socket, which speaks D-Bus without a bus.
+    ///
+    /// It resets connections from outside the container's process namespace, whose process id it
+    /// sees as 0: start the client with [`Self::inside`].
     pub(crate) fn private_address(&self) -> String {
         format!("unix:path=/proc/{}/root/run/systemd/private", self.leader)
     }
@@ -142,6 +149,11 @@ impl Container {
         output(command, Duration::from_secs(30))
     }
 
+    /// A command of the host, with its files and network, in the container's process namespace.
+    pub(crate) fn inside(&self, program_name: impl AsRef<OsStr>) -> Command {
+        process::command_inside(self.leader, program_name)
+    }
+
     /// `busctl` on the host, connected to the container's bus.
     #[track_caller]
     pub(crate) fn busctl(&self, args: &[&str]) -> Output {
@@ -173,7 +185,9 @@ fn remove_cgroup(name: &str) -> bool {
         std::fs::remove_dir(folder).ok();
     }
     let folders = CGROUP_TOPS.map(|top| Path::new(top).join(name));
-    folders.iter().for_each(|folder| remove(folder));
+    for folder in &folders {
+        remove(folder);
+    }
     folders.iter().all(|folder| !folder.exists())
 }
 
