@@ -1,7 +1,3 @@
 //! An agent that watches what kills Kubernetes control planes and serves it to Prometheus.
 
 pub mod host;
-#[allow(missing_docs, dead_code)]
-mod samplers {
-    mod kernel;
-}
