@@ -256,7 +256,7 @@ mod tests {
         ] {
             assert_eq!(parse(bytes), Err(error), "{}", bytes.escape_ascii());
         }
-        assert_eq!(parse(&[b'6'; MAX_BYTES + 1]), Err(Malformed::TooLong));
+        assert_eq!(parse(&vec![b'6'; MAX_BYTES + 1]), Err(Malformed::TooLong));
     }
 
     #[test]
