@@ -79,7 +79,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         let sampler = Kernel::new(&options, host, clock, Arc::clone(&EVENTS_TOLD))?;
         Ok(Build::blocking(sampler))
     },
-    cost: "COST",
+    cost: "5 µs a run that finds nothing new, 0.5 µs a record, 3 MB; one read of /dev/kmsg, and of \
+           /sys/block and /sys/fs/ext4 every 10 s",
 };
 
 static IO_ERRORS: Metric<3> = Metric::counter(
