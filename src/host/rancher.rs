@@ -60,10 +60,7 @@ pub(super) fn rke2(probe: &Probe, hint: &Hint) -> Option<Found> {
         .or(enabled.map(|(.., role)| *role))
         .or_else(|| probe.exists("/var/lib/rancher/rke2/server").then_some(Role::Server))
         .or_else(|| probe.exists("/var/lib/rancher/rke2/agent").then_some(Role::Agent))
-        .or_else(|| match candidates.as_slice() {
-            [(.., role)] => Some(*role),
-            _ => None,
-        });
+        .or_else(|| Some(candidates.first()?.2).filter(|_| candidates.len() == 1));
     let candidates =
         candidates.into_iter().filter(|(.., other)| role.is_none_or(|role| role == *other));
     Supervisor {
