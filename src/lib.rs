@@ -1,3 +1,202 @@
 //! An agent that watches what kills Kubernetes control planes and serves it to Prometheus.
+//!
+//! The way of the data, from source to scrape:
+//!
+//! ```text
+//! /proc /sys /dev/kmsg  D-Bus  etcd
+//!   -> samplers    read one source each, fill a Batch; know no clock, no HTTP, no other sampler
+//!   -> scheduler   interval, jitter, deadline, single flight, outcome
+//!   -> store       newest Batch per sampler, staleness; the only Collector
+//!   -> web         /metrics in the format asked for; status page; health
+//! ```
+//!
+//! `host` finds out what the node is and hands each sampler what it needs. ARCHITECTURE.md is the
+//! map with the reasons.
 
+pub mod catalog;
+pub mod child;
+pub mod config;
 pub mod host;
+pub mod inspect;
+pub mod metric;
+pub mod sample;
+pub mod sampler;
+pub mod samplers;
+pub mod scheduler;
+pub mod self_metrics;
+pub mod store;
+pub mod web;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use config::{Config, ConfigError, Flags};
+use host::{Facts, Host, Overrides};
+use scheduler::Scheduler;
+use self_metrics::Statuses;
+use store::Store;
+
+/// How often the node is looked at anew: an agent may boot before k3s, and a snap refreshes.
+const DETECT_INTERVAL: Duration = Duration::from_mins(1);
+/// How long a look may take before the agent goes on without it.
+const DETECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What detection in a child process is asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct DetectQuestion {
+    rootfs: PathBuf,
+    overrides: Overrides,
+}
+
+/// Finds out what this node is, in a child process, because its disk may be sick.
+///
+/// # Errors
+///
+/// See [`child::ChildError`].
+pub async fn detect(slot: &child::Slot, config: &Config) -> Result<Facts, child::ChildError> {
+    let rootfs = config.path.rootfs.clone();
+    let question = DetectQuestion { rootfs, overrides: config.host.clone() };
+    slot.ask(&["detect"], &question, DETECT_DEADLINE).await
+}
+
+/// The child's side of [`detect`].
+///
+/// # Errors
+///
+/// When the question cannot be read or answered.
+pub fn run_detect() -> std::io::Result<()> {
+    child::answer(|question: DetectQuestion| {
+        host::detect(&Host::at(question.rootfs), &question.overrides)
+    })
+}
+
+/// What makes the agent read its configuration again, or stop.
+pub struct Signals {
+    /// Reload requests; also fed by `POST /-/reload`.
+    pub reload: mpsc::Receiver<web::Reload>,
+    /// The other end, for the web server.
+    pub reload_sender: mpsc::Sender<web::Reload>,
+    /// Turns true when the agent is to stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Signals {
+    /// Signals that only `stop` raises.
+    pub fn new(stop: watch::Receiver<bool>) -> Self {
+        let (reload_sender, reload) = mpsc::channel(4);
+        Self { reload, reload_sender, stop }
+    }
+}
+
+/// Serves on `listeners` and samples until told to stop.
+///
+/// The port answers before the first sample is taken and before the node is looked at: a disk that
+/// hangs must not keep anybody from asking. `started` is called as soon as it does.
+pub async fn run(
+    mut config: Config,
+    flags: Flags,
+    listeners: Vec<TcpListener>,
+    mut signals: Signals,
+    started: impl FnOnce(),
+) {
+    let store = Arc::new(Store::new(Arc::new(Statuses::default())));
+    let (facts_sender, facts) = watch::channel(Arc::new(Facts::default()));
+    let app = web::App::new(
+        Arc::clone(&store),
+        facts,
+        signals.reload_sender.clone(),
+        config.web.telemetry_path.clone(),
+    );
+    let router = web::router(app);
+    let servers: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| tokio::spawn(web::serve(listener, router.clone(), signals.stop.clone())))
+        .collect();
+    started();
+
+    let mut scheduler = Scheduler::new(Arc::clone(&store));
+    let slot = child::Slot::default();
+    let mut known: Option<Arc<Facts>> = None;
+    let mut answer: Option<web::Reload> = None;
+    loop {
+        match detect(&slot, &config).await {
+            Ok(found) => {
+                let changed = known.as_deref() != Some(&found);
+                if changed {
+                    log_facts(known.as_deref(), &found);
+                    let found = Arc::new(found);
+                    facts_sender.send_replace(Arc::clone(&found));
+                    known = Some(found);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "this node cannot be looked at"),
+        }
+        let facts = known.as_deref().cloned().unwrap_or_default();
+        scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts));
+        if let Some(answer) = answer.take() {
+            reply(answer, Ok(()));
+        }
+        let reload = tokio::select! {
+            () = tokio::time::sleep(DETECT_INTERVAL) => None,
+            request = signals.reload.recv() => request,
+            _ = signals.stop.wait_for(|stop| *stop) => break,
+        };
+        let Some(request) = reload else { continue };
+        match reread(&config, &flags) {
+            Ok(new) => {
+                tracing::info!("configuration read again");
+                store.statuses().reloaded(true);
+                config = new;
+                answer = Some(request);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration is wrong; the old one stays");
+                store.statuses().reloaded(false);
+                store.touch();
+                reply(request, Err(error.to_string()));
+            }
+        }
+    }
+    for server in servers {
+        // A panic in a server has been printed.
+        drop(server.await);
+    }
+}
+
+fn reply(to: oneshot::Sender<Result<(), String>>, what: Result<(), String>) {
+    // Whoever asked may have gone away.
+    drop(to.send(what));
+}
+
+/// Reads the configuration again. Where it listens and how it logs is fixed at the start.
+fn reread(old: &Config, flags: &Flags) -> Result<Config, ConfigError> {
+    let new = Config::load(flags)?;
+    if new.web != old.web || new.log != old.log || new.path != old.path {
+        tracing::warn!("changes of web, log and path need a restart");
+    }
+    let (web, log, path) = (old.web.clone(), old.log.clone(), old.path.clone());
+    Ok(Config { web, log, path, ..new })
+}
+
+fn log_facts(before: Option<&Facts>, found: &Facts) {
+    for note in &found.notes {
+        if before.is_none_or(|b| !b.notes.contains(note)) {
+            tracing::warn!(note, "detection");
+        }
+    }
+    match found.primary() {
+        Some(node) => tracing::info!(
+            distribution = node.distribution.as_str(),
+            version = node.version.as_deref().unwrap_or("unknown"),
+            role = node.role.as_str(),
+            datastore = node.datastore.as_str(),
+            "node detected"
+        ),
+        None => tracing::info!("no Kubernetes control plane was found on this node"),
+    }
+}

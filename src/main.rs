@@ -1,1 +1,252 @@
-fn main() {}
+//! Arguments, logs, configuration, runtime, signals, exit codes; nothing else.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use controlplane_exporter as agent;
+use controlplane_exporter::config::{self, Config, Flags, LogFormat, LogLevel};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// An agent that watches what kills Kubernetes control planes and serves it to Prometheus.
+#[derive(Parser)]
+#[command(version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: CliOptions,
+}
+
+#[derive(Args)]
+struct CliOptions {
+    /// Configuration file; without it the agent finds out everything by itself
+    #[arg(long = "config.file", value_name = "FILE", global = true)]
+    config_file: Option<PathBuf>,
+    /// Where to listen, as often as wanted [default: :10379]
+    #[arg(long = "web.listen-address", value_name = "ADDRESS", global = true)]
+    listen_address: Vec<String>,
+    /// Path of the figures [default: /metrics]
+    #[arg(long = "web.telemetry-path", value_name = "PATH", global = true)]
+    telemetry_path: Option<String>,
+    /// The host's files are below this path [default: /]
+    #[arg(long = "path.rootfs", value_name = "PATH", global = true)]
+    rootfs: Option<String>,
+    /// Least severe lines to print [default: info]
+    #[arg(long = "log.level", value_name = "LEVEL", global = true)]
+    log_level: Option<LogLevel>,
+    /// How a log line looks [default: logfmt]
+    #[arg(long = "log.format", value_name = "FORMAT", global = true)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print what was detected, which samplers are on, which are off and why
+    Inspect,
+    /// Print the effective configuration; exit 1 with file, key and reason when it is wrong
+    Config,
+    /// Print METRICS.md
+    Catalog,
+    /// Run a sampler once for the agent that started this process
+    #[command(hide = true)]
+    Sampler { name: String },
+    /// Look at the node for the agent that started this process
+    #[command(hide = true)]
+    Detect,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match &cli.command {
+        Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
+        Some(Command::Detect) => agent::run_detect().map_err(Into::into),
+        Some(Command::Catalog) => print(&agent::catalog::markdown()),
+        Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),
+        Some(Command::Inspect) => load(&cli).and_then(|(config, _)| inspect(&config)),
+        None => load(&cli).and_then(|(config, flags)| serve(config, flags)),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be gone; there is nowhere else to say it.
+            drop(writeln!(io::stderr(), "controlplane-exporter: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn load(cli: &Cli) -> anyhow::Result<(Config, Flags)> {
+    let options = &cli.options;
+    let word = |value: Option<String>| value.map(|text| text.trim_matches('"').to_owned());
+    let set = [
+        ("web.telemetry_path", options.telemetry_path.clone()),
+        ("path.rootfs", options.rootfs.clone()),
+        ("log.level", word(options.log_level.and_then(|l| serde_json::to_string(&l).ok()))),
+        ("log.format", word(options.log_format.and_then(|f| serde_json::to_string(&f).ok()))),
+    ];
+    let flags = Flags {
+        file: options.config_file.clone(),
+        set: set.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+        listen: options.listen_address.clone(),
+    };
+    Ok((Config::load(&flags)?, flags))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(256 << 10)
+        .max_blocking_threads(32)
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+fn inspect(config: &Config) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let detect = async { agent::detect(&agent::child::Slot::default(), config).await };
+    let facts = runtime.block_on(detect).context("looking at this node")?;
+    print(&agent::inspect::report(config, &facts))
+}
+
+fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
+    start_log(&config.log);
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
+        let mut listeners = Vec::new();
+        for address in &config.web.listen_address {
+            let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
+            let listener = TcpListener::bind(socket).await.with_context(|| {
+                format!(
+                    "listening on {address} (change it with --web.listen-address, or see who has \
+                     the port: ss -ltnp 'sport = {}')",
+                    socket.port()
+                )
+            })?;
+            tracing::info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
+            listeners.push(listener);
+        }
+        let (stop, stopped) = watch::channel(false);
+        let signals = agent::Signals::new(stopped);
+        let reload = signals.reload_sender.clone();
+        let handle = tokio::spawn(wait_for_signals(stop, reload)?);
+        tokio::spawn(keep_watchdog_fed());
+        agent::run(config, flags, listeners, signals, || {
+            lock_memory();
+            notify(&[sd_notify::NotifyState::Ready]);
+        })
+        .await;
+        handle.abort();
+        anyhow::Ok(())
+    });
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // A thread that a sick disk holds must not keep the agent from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+fn start_log(log: &config::Log) {
+    let level = match log.level {
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Error => tracing::Level::ERROR,
+    };
+    // Libraries speak up only about what is wrong.
+    let filter = tracing_subscriber::filter::Targets::new()
+        .with_target("controlplane_exporter", level)
+        .with_default(tracing::Level::WARN.min(level));
+    let registry = tracing_subscriber::registry().with(filter);
+    match log.format {
+        LogFormat::Logfmt => {
+            registry.with(tracing_logfmt::builder().layer().with_writer(io::stderr)).init();
+        }
+        LogFormat::Json => registry
+            .with(
+                tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr),
+            )
+            .init(),
+    }
+}
+
+/// SIGTERM and SIGINT stop the agent; SIGHUP reads the configuration again.
+fn wait_for_signals(
+    stop: watch::Sender<bool>,
+    reload: tokio::sync::mpsc::Sender<agent::web::Reload>,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+                    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec / 1_000);
+                    notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::MonotonicUsec(micros)]);
+                    let (answer, answered) = oneshot::channel();
+                    if reload.send(answer).await.is_ok() {
+                        // The outcome has been logged.
+                        drop(answered.await);
+                    }
+                    notify(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        }
+        tracing::info!("stopping");
+        stop.send_replace(true);
+    })
+}
+
+/// Tells systemd that the agent lives, twice as often as it wants to hear it.
+async fn keep_watchdog_fed() {
+    let Some(within) = sd_notify::watchdog_enabled() else { return };
+    let mut tick = tokio::time::interval(within / 2);
+    loop {
+        tick.tick().await;
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Keeps the agent in memory, so that it goes on when the root disk does not answer. With a small
+/// limit, locking would succeed and the next thread would fail to start: then it is left alone.
+fn lock_memory() {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    use rustix::process::{Resource, getrlimit};
+    let capable = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK));
+    let unlimited = getrlimit(Resource::Memlock).current.is_none();
+    if !capable && !unlimited {
+        tracing::info!(
+            "memory is not locked: LimitMEMLOCK=infinity or CAP_IPC_LOCK would allow it"
+        );
+        return;
+    }
+    match mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
+        Ok(()) => tracing::debug!("memory locked"),
+        Err(error) => tracing::warn!(%error, "memory cannot be locked"),
+    }
+}

@@ -1,0 +1,163 @@
+//! Work in a child process: whatever touches a disk that may be sick.
+//!
+//! The agent runs itself again with a hidden command, hands it a question as JSON on standard
+//! input and reads the answer as JSON from standard output. A child that the disk holds in the
+//! kernel cannot be killed; the agent then goes on without it, keeps its port, exits when told to,
+//! and starts no second child in the same [`Slot`] before the first is reaped.
+
+use std::io::{self, Read, Write};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// No question and no answer is longer than this many bytes.
+const MESSAGE_BYTES: u64 = 8 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// An earlier child is still held by the kernel.
+    #[error("an earlier child process has not come back yet")]
+    Busy,
+    /// No answer in time; the child was killed.
+    #[error("no answer within {0:?}; killed")]
+    Timeout(Duration),
+    /// It could not be started, or the pipe broke.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It ended without an answer.
+    #[error("ended without an answer ({0})")]
+    NoAnswer(String),
+}
+
+/// Room for one child at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Slot(Arc<Mutex<()>>);
+
+impl Slot {
+    /// Runs `controlplane-exporter <args>` with `question` and waits for its answer.
+    ///
+    /// Dropping the future leaves the child to end by itself: it finds its pipe closed.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChildError`]. After [`ChildError::Timeout`] the child is killed, and the slot stays
+    /// taken until the kernel lets it go.
+    pub async fn ask<A: DeserializeOwned>(
+        &self,
+        args: &[&str],
+        question: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<A, ChildError> {
+        let taken = self.0.clone().try_lock_owned().map_err(|_| ChildError::Busy)?;
+        let question = serde_json::to_vec(question).map_err(io::Error::from)?;
+        let mut child = command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let talked = tokio::time::timeout(deadline, talk(&mut child, question)).await;
+        let Ok(answer) = talked else {
+            reap(child, taken);
+            return Err(ChildError::Timeout(deadline));
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                reap(child, taken);
+                return Err(error.into());
+            }
+        };
+        let parsed = serde_json::from_slice(&answer);
+        if parsed.is_err()
+            && let Ok(Ok(status)) =
+                tokio::time::timeout(Duration::from_millis(200), child.wait()).await
+        {
+            return Err(ChildError::NoAnswer(status.to_string()));
+        }
+        reap(child, taken);
+        parsed.map_err(|error| ChildError::NoAnswer(error.to_string()))
+    }
+
+    /// Waits until the slot's child, if there is one, is gone.
+    pub async fn reaped(&self) {
+        drop(self.0.lock().await);
+    }
+}
+
+/// This program, with the file descriptors of the agent closed and nothing inherited but
+/// standard error.
+///
+/// # Errors
+///
+/// When `/proc/self/exe` is not there.
+pub fn command(args: &[&str]) -> io::Result<Command> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(args).env_clear().stdin(Stdio::null());
+    if let Some(level) = std::env::var_os("RUST_BACKTRACE") {
+        command.env("RUST_BACKTRACE", level);
+    }
+    Ok(command)
+}
+
+async fn talk(child: &mut Child, question: Vec<u8>) -> io::Result<Vec<u8>> {
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    };
+    let ask = async {
+        // A child that answers without reading its question is no error.
+        match stdin.write_all(&question).await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => {
+                drop(stdin);
+                Ok(())
+            }
+        }
+    };
+    let mut answer = Vec::new();
+    let mut stdout = stdout.take(MESSAGE_BYTES);
+    let (asked, read) = tokio::join!(ask, stdout.read_to_end(&mut answer));
+    asked?;
+    read?;
+    Ok(answer)
+}
+
+/// Kills the child and waits for it in the background; the slot is free when it is gone.
+fn reap(mut child: Child, taken: OwnedMutexGuard<()>) {
+    tokio::spawn(async move {
+        // It may have ended already, and a child that the kernel holds cannot be waited for here.
+        if let Err(error) = child.kill().await {
+            tracing::debug!(%error, "a child process could not be killed");
+        }
+        drop(taken);
+    });
+}
+
+/// The child's side: reads the question, answers it, and never outlives the agent.
+///
+/// # Errors
+///
+/// When the question is no JSON of type `Q`, or the pipe is closed.
+pub fn answer<Q: DeserializeOwned, A: Serialize>(
+    work: impl FnOnce(Q) -> A,
+) -> Result<(), io::Error> {
+    die_with_parent()?;
+    let mut question = Vec::new();
+    io::stdin().lock().take(MESSAGE_BYTES).read_to_end(&mut question)?;
+    let answer = work(serde_json::from_slice(&question)?);
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &answer)?;
+    stdout.flush()
+}
+
+/// Asks the kernel to kill this process when the agent dies.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn die_with_parent() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    Ok(())
+}

@@ -1,0 +1,542 @@
+//! The configuration: file, below environment, below flags.
+//!
+//! Every key is optional. An unknown key, a bad value or an unreadable file is one error that names
+//! the file or variable, the key and the reason.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use config::{Value, ValueKind};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use crate::host;
+use crate::sampler::{Options, OptionsError, SamplerDef};
+use crate::samplers;
+
+/// The prefix of environment variables: `CONTROLPLANE_EXPORTER__ETCD__TIMEOUT=3s`.
+const ENV_PREFIX: &str = "CONTROLPLANE_EXPORTER";
+/// No sampler runs more often.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// No sampler runs less often, and no call waits longer.
+const MAX_INTERVAL: Duration = Duration::from_hours(24);
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// How figures are served.
+    pub web: Web,
+    /// What is logged.
+    pub log: Log,
+    /// Where the host's files are.
+    pub path: Paths,
+    /// What detection is told instead of finding out.
+    pub host: host::Overrides,
+    /// One section per sampler, by name; `None` where it is switched off.
+    pub samplers: BTreeMap<&'static str, Option<Options>>,
+}
+
+/// Section `web`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Web {
+    /// Where to listen: `:PORT` (every address, IPv6 and IPv4) or `ADDRESS:PORT`.
+    #[serde(deserialize_with = "list")]
+    pub listen_address: Vec<String>,
+    /// The path of the figures.
+    pub telemetry_path: String,
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self { listen_address: vec![":10379".into()], telemetry_path: "/metrics".into() }
+    }
+}
+
+/// Section `log`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// The least severe lines to print.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// The least severe lines to print.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Everything.
+    Debug,
+    /// Changes of state.
+    #[default]
+    Info,
+    /// What went wrong.
+    Warn,
+    /// What stops the agent.
+    Error,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `key=value` pairs.
+    #[default]
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Section `path`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paths {
+    /// All paths of the host are below this one.
+    pub rootfs: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { rootfs: "/".into() }
+    }
+}
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{origin}: {}{what}", if key.is_empty() { String::new() } else { format!("{key}: ") })]
+pub struct ConfigError {
+    /// The file, `environment` or `command line`.
+    pub origin: String,
+    /// The key, with dots.
+    pub key: String,
+    /// The reason.
+    pub what: String,
+}
+
+/// Values given on the command line; they win over everything.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config.file`.
+    pub file: Option<PathBuf>,
+    /// `key.with.dots` and its value.
+    pub set: Vec<(&'static str, String)>,
+    /// `--web.listen-address`, as often as it was given.
+    pub listen: Vec<String>,
+}
+
+impl Config {
+    /// Reads file, environment and flags.
+    ///
+    /// # Errors
+    ///
+    /// At the first thing that is wrong, in the order file, environment, flags.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self::layered(flags, environment)
+    }
+
+    fn layered(
+        flags: &Flags,
+        environment: std::collections::HashMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let mut builder = config::Config::builder();
+        if let Some(file) = &flags.file {
+            let text = read(file)?;
+            builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Yaml));
+            // Checked on its own first: errors of the merged layers name no file.
+            check_file(file, &text)?;
+        }
+        let environment: std::collections::HashMap<_, _> = environment
+            .into_iter()
+            .filter(|(name, _)| name.starts_with(&format!("{ENV_PREFIX}__")))
+            .collect();
+        let names: Vec<_> = environment.keys().cloned().collect();
+        let source = config::Environment::with_prefix(ENV_PREFIX)
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(environment));
+        builder = builder.add_source(source);
+        let flag_error = |error: config::ConfigError| plain("command line", "", error);
+        for (key, value) in &flags.set {
+            builder = builder.set_override(*key, value.as_str()).map_err(flag_error)?;
+        }
+        if !flags.listen.is_empty() {
+            builder = builder
+                .set_override("web.listen_address", flags.listen.clone())
+                .map_err(flag_error)?;
+        }
+        let merged = builder.build().map_err(|error| plain("environment", "", error))?;
+        // The file alone was found to be right, so a variable or a flag is wrong.
+        Self::from_tree(&to_json(merged.cache), "environment or command line").map_err(|error| {
+            let variable = format!("{ENV_PREFIX}__{}", error.key.to_uppercase().replace('.', "__"));
+            match names.iter().find(|name| name.to_uppercase().starts_with(&variable)) {
+                Some(name) => {
+                    ConfigError { origin: format!("environment variable {name}"), ..error }
+                }
+                None => error,
+            }
+        })
+    }
+
+    /// The configuration that these values make.
+    fn from_tree(tree: &serde_json::Value, origin: &str) -> Result<Self, ConfigError> {
+        let error = |key: &str, what: String| ConfigError {
+            origin: origin.to_owned(),
+            key: key.to_owned(),
+            what,
+        };
+        let empty = Map::new();
+        let sections = match tree {
+            serde_json::Value::Null => &empty,
+            serde_json::Value::Object(sections) => sections,
+            _ => return Err(error("", "the file must hold sections, `name: {key: value}`".into())),
+        };
+        let known = ["web", "log", "path", "host"];
+        if let Some(unknown) = sections
+            .keys()
+            .find(|name| !known.contains(&name.as_str()) && samplers::find(name).is_none())
+        {
+            let names: Vec<_> =
+                known.into_iter().chain(samplers::ALL.iter().map(|(name, _)| *name)).collect();
+            let what = format!("unknown section, expected one of {}", names.join(", "));
+            return Err(error(unknown, what));
+        }
+        let section = |name: &str| sections.get(name).filter(|v| !v.is_null()).cloned();
+        let mut samplers = BTreeMap::new();
+        for (name, def) in samplers::ALL {
+            let options = sampler_section(def, section(name).unwrap_or_else(|| json!({})))
+                .map_err(|e| error(&dotted(name, &e.key), e.what))?;
+            samplers.insert(*name, options);
+        }
+        let web: Web = parse(section("web"), "web", origin)?;
+        if !web.telemetry_path.starts_with('/') || web.telemetry_path == "/" {
+            let what = "must start with `/` and be more than `/`, for example /metrics";
+            return Err(error("web.telemetry_path", what.into()));
+        }
+        for address in &web.listen_address {
+            listen_addresses(address).map_err(|what| error("web.listen_address", what))?;
+        }
+        Ok(Self {
+            web,
+            log: parse(section("log"), "log", origin)?,
+            path: parse(section("path"), "path", origin)?,
+            host: parse(section("host"), "host", origin)?,
+            samplers,
+        })
+    }
+
+    /// The configuration in the shape of a file, defaults included.
+    pub fn to_yaml(&self) -> String {
+        let mut tree = json!({
+            "web": self.web,
+            "log": self.log,
+            "path": self.path,
+            "host": self.host,
+        });
+        for (name, def) in samplers::ALL {
+            let options = self.samplers.get(name).and_then(Option::as_ref);
+            let mut section = (def.defaults)();
+            section["enabled"] = options.is_some().into();
+            let (interval, timeout) =
+                options.map_or((def.interval, def.timeout), |o| (o.interval, o.timeout));
+            section["interval"] = humantime::format_duration(interval).to_string().into();
+            section["timeout"] = humantime::format_duration(timeout).to_string().into();
+            for (key, value) in options.into_iter().flat_map(|o| &o.own) {
+                section[key] = value.clone();
+            }
+            tree[*name] = section;
+        }
+        let mut out = String::new();
+        // Writing to memory does not fail.
+        yaml_rust2::YamlEmitter::new(&mut out).dump(&to_yaml(&tree)).ok();
+        out.push('\n');
+        out
+    }
+
+    /// The configuration without a file, an environment or flags.
+    pub fn defaults() -> Self {
+        Self::from_tree(&serde_json::Value::Null, "defaults")
+            .unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
+    }
+}
+
+/// A section that is a plain struct.
+fn parse<T: Default + de::DeserializeOwned>(
+    section: Option<serde_json::Value>,
+    name: &str,
+    origin: &str,
+) -> Result<T, ConfigError> {
+    let Some(section) = section else { return Ok(T::default()) };
+    serde_path_to_error::deserialize(section).map_err(|error| ConfigError {
+        origin: origin.to_owned(),
+        key: dotted(name, &error.path().to_string()),
+        what: error.inner().to_string(),
+    })
+}
+
+/// Takes `enabled`, `interval` and `timeout` out of a section and leaves the sampler its own keys.
+fn sampler_section(
+    def: &SamplerDef,
+    section: serde_json::Value,
+) -> Result<Option<Options>, OptionsError> {
+    let serde_json::Value::Object(mut own) = section else {
+        return Err(OptionsError::new(".", "expected keys, such as `enabled: true`"));
+    };
+    let enabled = match own.remove("enabled") {
+        None | Some(serde_json::Value::Bool(true)) => true,
+        Some(serde_json::Value::Bool(false)) => false,
+        Some(other) => {
+            return Err(OptionsError::new(
+                "enabled",
+                format!("expected true or false, not {other}"),
+            ));
+        }
+    };
+    let mut take = |key: &str, default: Duration, min: Duration| match own.remove(key) {
+        None => Ok(default),
+        Some(value) => {
+            let length = duration(value).map_err(|e| OptionsError::new(key, e.to_string()))?;
+            if length < min || length > MAX_INTERVAL {
+                let what = format!("must be between {min:?} and 24h, is {length:?}");
+                return Err(OptionsError::new(key, what));
+            }
+            Ok(length)
+        }
+    };
+    let interval = take("interval", def.interval, MIN_INTERVAL)?;
+    let timeout = take("timeout", def.timeout, Duration::from_millis(10))?;
+    let options = Options { interval, timeout, own };
+    // Building is cheap and does no I/O, so a bad value shows here, whatever this node is.
+    (def.build)(&options, &host::Host::at("/"))?;
+    Ok(enabled.then_some(options))
+}
+
+/// `section.key`; `.` stands for the section itself.
+fn dotted(section: &str, key: &str) -> String {
+    if key == "." { section.to_owned() } else { format!("{section}.{key}") }
+}
+
+fn plain(origin: impl ToString, key: &str, what: impl ToString) -> ConfigError {
+    ConfigError { origin: origin.to_string(), key: key.to_owned(), what: what.to_string() }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file).map_err(|error| plain(file.display(), "", error))
+}
+
+/// Everything that is wrong with the file alone is said with its name.
+fn check_file(file: &Path, text: &str) -> Result<(), ConfigError> {
+    let origin = file.display().to_string();
+    let merged = config::Config::builder()
+        .add_source(config::File::from_str(text, config::FileFormat::Yaml))
+        .build()
+        .map_err(|error| plain(&origin, "", error))?;
+    Config::from_tree(&to_json(merged.cache), &origin).map(drop)
+}
+
+/// The merged layers as JSON, which keeps every integer exact.
+fn to_json(value: Value) -> serde_json::Value {
+    match value.kind {
+        ValueKind::Nil => serde_json::Value::Null,
+        ValueKind::Boolean(b) => b.into(),
+        ValueKind::I64(n) => n.into(),
+        ValueKind::U64(n) => n.into(),
+        ValueKind::I128(n) => n.to_string().into(),
+        ValueKind::U128(n) => n.to_string().into(),
+        ValueKind::Float(n) => n.into(),
+        ValueKind::String(s) => s.into(),
+        ValueKind::Array(values) => values.into_iter().map(to_json).collect(),
+        ValueKind::Table(table) => {
+            table.into_iter().map(|(key, value)| (key, to_json(value))).collect()
+        }
+    }
+}
+
+fn to_yaml(value: &serde_json::Value) -> yaml_rust2::Yaml {
+    use yaml_rust2::Yaml;
+    match value {
+        serde_json::Value::Null => Yaml::Null,
+        serde_json::Value::Bool(b) => Yaml::Boolean(*b),
+        serde_json::Value::Number(n) => match n.as_i64() {
+            Some(n) => Yaml::Integer(n),
+            None => Yaml::Real(n.to_string()),
+        },
+        serde_json::Value::String(s) => Yaml::String(s.clone()),
+        serde_json::Value::Array(values) => Yaml::Array(values.iter().map(to_yaml).collect()),
+        serde_json::Value::Object(map) => Yaml::Hash(
+            map.iter().map(|(key, value)| (Yaml::String(key.clone()), to_yaml(value))).collect(),
+        ),
+    }
+}
+
+/// The socket addresses of a `--web.listen-address`: an empty host means every address, and
+/// `[::]` accepts IPv4 as well.
+///
+/// # Errors
+///
+/// A sentence that says what is wrong with it.
+pub fn listen_addresses(text: &str) -> Result<std::net::SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    std::net::SocketAddr::from_str(&full.replace("localhost:", "127.0.0.1:"))
+        .map_err(|_| format!("{text:?} is no address; use :10379, 127.0.0.1:10379 or [::1]:10379"))
+}
+
+/// A length of time with its unit: `500ms`, `15s`, `2m`.
+///
+/// # Errors
+///
+/// When it is no text, or no length of time.
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    struct Length;
+    impl Visitor<'_> for Length {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a length of time with its unit, such as 500ms, 15s or 2m")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            humantime::parse_duration(text)
+                .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(Length)
+}
+
+/// A list, or one text with commas, which is how a list is written in an environment variable.
+///
+/// # Errors
+///
+/// When it is neither, or an item is not of type `T`.
+pub fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Items<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list, or one text with commas")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            items.map(|item| T::deserialize(de::value::StrDeserializer::new(item))).collect()
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = seq.next_element()? {
+                items.push(item);
+            }
+            Ok(items)
+        }
+    }
+    deserializer.deserialize_any(Items(std::marker::PhantomData))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        let environment =
+            environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Config::layered(&Flags { file: Some(file), ..Flags::default() }, environment)
+    }
+
+    fn error(yaml: &str) -> String {
+        load(yaml, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(load("", &[]).unwrap(), Config::defaults());
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_key_and_the_reason() {
+        for (yaml, key, reason) in [
+            ("etdc: {}", "etdc: ", "unknown section"),
+            ("filesystem: {path: [/]}", "filesystem.path: ", "unknown field `path`"),
+            ("filesystem: {interval: 5}", "filesystem.interval: ", "with its unit"),
+            ("filesystem: {interval: 5 parsecs}", "filesystem.interval: ", "with its unit"),
+            ("filesystem: {interval: 10ms}", "filesystem.interval: ", "between 100ms"),
+            ("filesystem: {enabled: maybe}", "filesystem.enabled: ", "true or false"),
+            ("filesystem: 5", "filesystem: ", "expected keys"),
+            ("web: {listen_address: nowhere}", "web.listen_address: ", "is no address"),
+            ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must start with"),
+            ("log: {level: loud}", "log.level: ", "unknown variant"),
+            ("- a\n- b", "", ""),
+            ("a: [", "", ""),
+        ] {
+            let text = error(yaml);
+            assert!(text.contains("/config.yaml: "), "{yaml}: {text}");
+            assert!(text.contains(key) && text.contains(reason), "{yaml}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let flags = Flags { file: Some("/nonexistent/a.yaml".into()), ..Flags::default() };
+        let text = Config::load(&flags).unwrap_err().to_string();
+        assert_eq!(text, "/nonexistent/a.yaml: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_flags_win_over_both() {
+        let environment = [
+            ("CONTROLPLANE_EXPORTER__FILESYSTEM__INTERVAL", "7s"),
+            ("CONTROLPLANE_EXPORTER__FILESYSTEM__PATHS", "/a, /b"),
+            ("CONTROLPLANE_EXPORTER__FILESYSTEM__ENABLED", "true"),
+            ("UNRELATED", "x"),
+        ];
+        let yaml = "filesystem: {interval: 5s, enabled: false}";
+        let config = load(yaml, &environment).unwrap();
+        let options = config.samplers["filesystem"].as_ref().unwrap();
+        assert_eq!(options.interval, Duration::from_secs(7));
+        let error = load(yaml, &[("CONTROLPLANE_EXPORTER__FILESYSTEM__PATH", "/")]).unwrap_err();
+        let text = error.to_string();
+        let expected =
+            "environment variable CONTROLPLANE_EXPORTER__FILESYSTEM__PATH: filesystem.path:";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_section_can_be_switched_off_and_may_be_empty() {
+        let config = load("filesystem: {enabled: false}\nexporter:\n", &[]).unwrap();
+        assert!(config.samplers["filesystem"].is_none());
+        assert!(config.samplers["exporter"].is_some());
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let config =
+            load("filesystem: {interval: 7s, paths: [/a]}\nexporter: {enabled: false}", &[]);
+        let config = config.unwrap();
+        let printed = config.to_yaml();
+        assert!(printed.contains("interval: 7s"), "{printed}");
+        assert_eq!(load(&printed, &[]).unwrap().to_yaml(), printed);
+    }
+
+    #[test]
+    fn an_empty_host_listens_everywhere_on_both_families() {
+        assert_eq!(listen_addresses(":10379").unwrap().to_string(), "[::]:10379");
+        assert_eq!(listen_addresses("127.0.0.1:1").unwrap().to_string(), "127.0.0.1:1");
+        assert!(listen_addresses("10379").is_err());
+    }
+}

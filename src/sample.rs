@@ -1,0 +1,502 @@
+//! What one run of a sampler yields: a [`Batch`] of series and events, or a [`SampleError`].
+//!
+//! A batch is replaced whole by the next run's, so a vanished mount or member disappears by itself
+//! and a scrape never sees half an update. Label values are capped here, once, for every sampler.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::metric::{Desc, Metric};
+
+/// No label value is longer than this many bytes.
+pub const LABEL_BYTES: usize = 200;
+/// No batch holds more series than this.
+pub const BATCH_SERIES: usize = 5_000;
+/// No batch holds more events than this.
+pub const BATCH_EVENTS: usize = 64;
+
+/// One figure with its labels.
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// The name of the metric on the wire.
+    pub metric: &'static str,
+    /// The values of its labels, in the metric's order.
+    pub labels: Vec<String>,
+    /// The figure.
+    pub value: Value,
+}
+
+/// What a series holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Value {
+    /// A plain number.
+    Number(f64),
+    /// A distribution.
+    Histogram(Histogram),
+    /// The age, in seconds, of something still in flight; computed when it is rendered.
+    #[serde(skip)]
+    Age(Age),
+}
+
+/// When something still in flight started; shared between who starts it and who renders it.
+#[derive(Debug, Clone, Default)]
+pub struct Age(Arc<AtomicU64>);
+
+impl Age {
+    /// Marks the start.
+    pub fn start(&self) {
+        self.0.store(Self::now(), Ordering::Relaxed);
+    }
+
+    /// Marks the end: the age is 0 until the next start.
+    pub fn stop(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The time since the start; zero when nothing is in flight.
+    pub fn elapsed(&self) -> Duration {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            started => Duration::from_micros(Self::now().saturating_sub(started)),
+        }
+    }
+
+    /// Microseconds since the first call in this process, at least 1.
+    fn now() -> u64 {
+        static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        let first = FIRST.get_or_init(Instant::now);
+        u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+/// Numbers that a series can hold. Integers beyond 2^53 lose their last digits, as they do in
+/// Prometheus itself.
+pub trait Number {
+    /// The number as Prometheus stores it.
+    fn number(self) -> f64;
+}
+
+macro_rules! numbers {
+    ($($from:ty),*) => {$(
+        impl Number for $from {
+            fn number(self) -> f64 {
+                self as f64
+            }
+        }
+    )*};
+}
+numbers!(f64, u64, i64, usize);
+
+impl Number for u32 {
+    fn number(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Number for i32 {
+    fn number(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Number for bool {
+    fn number(self) -> f64 {
+        f64::from(u8::from(self))
+    }
+}
+
+/// Seconds.
+impl Number for Duration {
+    fn number(self) -> f64 {
+        self.as_secs_f64()
+    }
+}
+
+/// Unix seconds.
+impl Number for SystemTime {
+    fn number(self) -> f64 {
+        self.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+    }
+}
+
+/// A cumulative distribution with fixed bounds. It lives in its sampler, and a copy goes into
+/// each batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Histogram {
+    bounds: Vec<f64>,
+    /// One count per bound, and one for what lies above the last.
+    counts: Vec<u64>,
+    sum: f64,
+}
+
+impl Histogram {
+    /// An empty distribution with these upper bounds, ascending.
+    pub fn new(bounds: &[f64]) -> Self {
+        Self { bounds: bounds.to_vec(), counts: vec![0; bounds.len() + 1], sum: 0.0 }
+    }
+
+    /// Counts one value.
+    pub fn observe(&mut self, value: f64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[bucket] += 1;
+        self.sum += value;
+    }
+
+    /// How many values were counted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// The sum of the values.
+    pub fn sum(&self) -> f64 {
+        self.sum
+    }
+
+    /// Upper bound and own count of each bucket; the last bound is infinite.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        bounds.zip(self.counts.iter().copied())
+    }
+}
+
+/// Something that happened, for the timeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in Unix seconds.
+    pub time: f64,
+    /// Which kind of thing (`io_error`, `unit_exit`, `leader_changed`).
+    pub kind: String,
+    /// One line for a person.
+    pub text: String,
+}
+
+/// What one run yields.
+#[derive(Debug, Default)]
+pub struct Batch {
+    series: Vec<Series>,
+    seen: HashSet<(&'static str, Vec<String>)>,
+    failures: Vec<SampleError>,
+    events: Vec<Event>,
+    dropped: u64,
+}
+
+impl Batch {
+    /// Adds one figure. A label set that is already there is refused and counted.
+    pub fn push<const N: usize>(
+        &mut self,
+        metric: &Metric<N>,
+        labels: [&str; N],
+        value: impl Number,
+    ) {
+        self.add(metric.name(), labels.map(clean).to_vec(), Value::Number(value.number()));
+    }
+
+    /// Adds one info series.
+    pub fn info<const N: usize>(&mut self, metric: &Metric<N>, labels: [&str; N]) {
+        self.push(metric, labels, 1.0);
+    }
+
+    /// Adds a distribution.
+    pub fn histogram<const N: usize>(
+        &mut self,
+        metric: &Metric<N>,
+        labels: [&str; N],
+        value: &Histogram,
+    ) {
+        self.add(metric.name(), labels.map(clean).to_vec(), Value::Histogram(value.clone()));
+    }
+
+    /// Adds the age of something in flight.
+    pub fn age<const N: usize>(&mut self, metric: &Metric<N>, labels: [&str; N], value: &Age) {
+        self.add(metric.name(), labels.map(clean).to_vec(), Value::Age(value.clone()));
+    }
+
+    fn add(&mut self, metric: &'static str, labels: Vec<String>, value: Value) {
+        if self.series.len() >= BATCH_SERIES || !self.seen.insert((metric, labels.clone())) {
+            self.dropped += 1;
+            return;
+        }
+        self.series.push(Series { metric, labels, value });
+    }
+
+    /// Records that a part of the run failed; the rest goes on.
+    pub fn fail(&mut self, error: SampleError) {
+        self.failures.push(error);
+    }
+
+    /// Records that something happened.
+    pub fn event(&mut self, time: SystemTime, kind: &str, text: impl Into<String>) {
+        if self.events.len() >= BATCH_EVENTS {
+            self.dropped += 1;
+            return;
+        }
+        let text = clean(&text.into());
+        self.events.push(Event { time: time.number(), kind: kind.to_owned(), text });
+    }
+
+    /// Counts `n` things that a sampler's own cap kept out of the batch.
+    pub fn dropped(&mut self, n: u64) {
+        self.dropped += n;
+    }
+
+    /// The series.
+    pub fn all(&self) -> &[Series] {
+        &self.series
+    }
+
+    /// Takes the events out.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// How many series, events and other things a cap kept out.
+    pub fn dropped_count(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The failed parts.
+    pub fn failures(&self) -> &[SampleError] {
+        &self.failures
+    }
+
+    /// The number under these labels; for tests and for the status page.
+    pub fn value<const N: usize>(&self, metric: &Metric<N>, labels: [&str; N]) -> Option<f64> {
+        self.find(metric, labels).map(|series| match &series.value {
+            Value::Number(number) => *number,
+            Value::Histogram(histogram) => histogram.count() as f64,
+            Value::Age(age) => age.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn find<const N: usize>(&self, metric: &Metric<N>, labels: [&str; N]) -> Option<&Series> {
+        self.series.iter().find(|s| s.metric == metric.name() && s.labels == labels)
+    }
+
+    /// How many series a metric has.
+    pub fn series<const N: usize>(&self, metric: &Metric<N>) -> usize {
+        self.series.iter().filter(|s| s.metric == metric.name()).count()
+    }
+
+    /// The reasons of the failed parts, in order.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        self.failures.iter().map(SampleError::reason).collect()
+    }
+
+    /// What crosses the pipe from a child.
+    pub fn into_wire(self) -> WireBatch {
+        WireBatch {
+            series: self
+                .series
+                .into_iter()
+                .map(|s| (s.metric.to_owned(), s.labels, s.value))
+                .collect(),
+            failures: self.failures.iter().map(SampleError::to_wire).collect(),
+            events: self.events,
+            dropped: self.dropped,
+        }
+    }
+
+    /// A child's batch. Series of metrics that `catalog` does not list, or with the wrong number
+    /// of labels, are dropped and counted.
+    pub fn from_wire(wire: WireBatch, catalog: &[Desc]) -> Self {
+        let mut batch = Self { dropped: wire.dropped, ..Self::default() };
+        for (name, labels, value) in wire.series {
+            match catalog.iter().find(|d| d.name == name && d.labels.len() == labels.len()) {
+                Some(desc) => {
+                    batch.add(desc.name, labels.iter().map(|l| clean(l)).collect(), value);
+                }
+                None => batch.dropped += 1,
+            }
+        }
+        batch.failures = wire.failures.into_iter().map(SampleError::Wire).collect();
+        batch.events = wire.events;
+        batch.events.truncate(BATCH_EVENTS);
+        batch
+    }
+}
+
+/// A batch as JSON.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct WireBatch {
+    series: Vec<(String, Vec<String>, Value)>,
+    failures: Vec<WireError>,
+    events: Vec<Event>,
+    dropped: u64,
+}
+
+/// A label value or event text that is safe to print: no control characters, at most
+/// [`LABEL_BYTES`] bytes, cut at a character boundary.
+fn clean(text: &str) -> String {
+    let mut end = text.len().min(LABEL_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Why a run, or a part of it, failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SampleError {
+    /// A file, a directory or a system call on a path.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The content of a file is not what it should be.
+    #[error("parsing {}: {what}", path.display())]
+    Parse {
+        /// What was read.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A call to another process.
+    #[error("calling {peer}: {what}")]
+    Call {
+        /// Who was called.
+        peer: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// Something that the agent may not do; the text names the fix.
+    #[error("{0}")]
+    Permission(String),
+    /// No answer in time.
+    #[error("{what}: no answer within {after:?}")]
+    Timeout {
+        /// What was asked.
+        what: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// A child process of the agent failed.
+    #[error("child process: {0}")]
+    Child(String),
+    /// A failure that a child reported.
+    #[error("{}", .0.text)]
+    Wire(WireError),
+}
+
+/// A failure as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireError {
+    reason: String,
+    text: String,
+}
+
+impl SampleError {
+    /// A failure to read `path`.
+    pub fn read(path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Read { path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    /// Content of `path` that is not what it should be.
+    pub fn parse(path: impl AsRef<Path>, what: impl ToString) -> Self {
+        Self::Parse { path: path.as_ref().to_owned(), what: what.to_string() }
+    }
+
+    /// A failed call to `peer`.
+    pub fn call(peer: impl Into<String>, what: impl ToString) -> Self {
+        Self::Call { peer: peer.into(), what: what.to_string() }
+    }
+
+    /// The only part of an error that becomes a label; one of [`REASONS`].
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => "not_found",
+                io::ErrorKind::PermissionDenied => "permission",
+                io::ErrorKind::TimedOut => "timeout",
+                _ => "read",
+            },
+            Self::Parse { .. } => "parse",
+            Self::Call { .. } => "call",
+            Self::Permission(_) => "permission",
+            Self::Timeout { .. } => "timeout",
+            Self::Child(_) => "child",
+            Self::Wire(wire) => {
+                REASONS.iter().find(|r| **r == wire.reason).copied().unwrap_or("child")
+            }
+        }
+    }
+
+    /// What crosses the pipe from a child.
+    pub fn to_wire(&self) -> WireError {
+        WireError { reason: self.reason().to_owned(), text: self.to_string() }
+    }
+}
+
+/// Every value of the label `reason` of `sampler_failures_total`. The last two are the
+/// scheduler's own.
+pub const REASONS: &[&str] =
+    &["read", "not_found", "permission", "parse", "call", "timeout", "child", "deadline", "panic"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static SIZE: Metric<1> = Metric::gauge("controlplane_x_size_bytes", "h", ["path"]);
+
+    #[test]
+    fn a_label_set_that_is_already_there_is_refused_and_counted() {
+        let mut batch = Batch::default();
+        batch.push(&SIZE, ["/"], 1u64);
+        batch.push(&SIZE, ["/"], 2u64);
+        assert_eq!(batch.value(&SIZE, ["/"]), Some(1.0));
+        assert_eq!((batch.series(&SIZE), batch.dropped_count()), (1, 1));
+    }
+
+    #[test]
+    fn a_label_is_cut_at_a_character_boundary_and_holds_no_control_characters() {
+        let mut batch = Batch::default();
+        let long = "é".repeat(LABEL_BYTES);
+        batch.push(&SIZE, [&long], 1u64);
+        batch.push(&SIZE, ["a\nb\0c"], 1u64);
+        assert!(batch.all()[0].labels[0].len() <= LABEL_BYTES);
+        assert_eq!(batch.all()[1].labels[0], "a\u{fffd}b\u{fffd}c");
+    }
+
+    #[test]
+    fn a_batch_stops_growing_at_its_cap() {
+        let mut batch = Batch::default();
+        for i in 0..BATCH_SERIES + 7 {
+            batch.push(&SIZE, [&i.to_string()], i);
+        }
+        assert_eq!((batch.series(&SIZE), batch.dropped_count()), (BATCH_SERIES, 7));
+    }
+
+    #[test]
+    fn a_value_on_a_bound_counts_in_that_bucket() {
+        let mut histogram = Histogram::new(&[0.1, 1.0]);
+        for value in [0.1, 0.2, 1.0, 5.0] {
+            histogram.observe(value);
+        }
+        let counts: Vec<u64> = histogram.buckets().map(|(_, n)| n).collect();
+        assert_eq!((counts, histogram.count()), (vec![1, 2, 1], 4));
+    }
+
+    #[test]
+    fn a_batch_survives_the_pipe_and_unknown_metrics_do_not() {
+        static OTHER: Metric<0> = Metric::gauge("controlplane_x_other", "h", []);
+        let mut batch = Batch::default();
+        batch.push(&SIZE, ["/"], 7u64);
+        batch.push(&OTHER, [], 7u64);
+        batch.fail(SampleError::read("/x", io::ErrorKind::NotFound));
+        batch.event(UNIX_EPOCH, "test", "happened");
+        let json = serde_json::to_string(&batch.into_wire()).unwrap();
+        let mut back = Batch::from_wire(serde_json::from_str(&json).unwrap(), &[SIZE.desc()]);
+        assert_eq!(back.value(&SIZE, ["/"]), Some(7.0));
+        assert_eq!((back.all().len(), back.dropped_count()), (1, 1));
+        assert_eq!(back.reasons(), ["not_found"]);
+        assert_eq!(back.take_events().len(), 1);
+    }
+}

@@ -1,0 +1,151 @@
+//! The agent itself and the node it speaks for: version, distribution, boot time, own resources.
+//!
+//! Reads `/proc/self` of the agent (three small files, about 30 µs) and the facts of detection. It
+//! fails only where `/proc` is not mounted; the node's figures are there all the same.
+
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use procfs::FromRead;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::host::Host;
+use crate::metric::Metric;
+use crate::sample::{Batch, Number, SampleError};
+use crate::sampler::{BlockingSampler, Build, SamplerDef, defaults, facts};
+
+/// See the module's page.
+pub static SAMPLER: SamplerDef = SamplerDef {
+    about: "The agent itself and the node it speaks for.",
+    interval: Duration::from_secs(5),
+    timeout: Duration::from_secs(1),
+    metrics: &[
+        BUILD.desc(),
+        NODE.desc(),
+        BOOT.desc(),
+        CPU.desc(),
+        RSS.desc(),
+        VIRTUAL.desc(),
+        FDS.desc(),
+        MAX_FDS.desc(),
+        THREADS.desc(),
+        START.desc(),
+    ],
+    defaults: defaults::<Options>,
+    uses: |all| facts((&all.hostname, all.boot_time, &all.installations)),
+    build: |options, host| {
+        let _: Options = options.parse()?;
+        Ok(Build::blocking(Exporter { host: host.clone() }))
+    },
+    cost: "0.1 ms a run; reads three files of /proc/self",
+};
+
+static BUILD: Metric<2> = Metric::info(
+    "controlplane_exporter_build_info",
+    "Version and source revision of the agent.",
+    ["version", "revision"],
+);
+static NODE: Metric<5> = Metric::info(
+    "controlplane_exporter_node_info",
+    "What this node was found to be. From the host's files.",
+    ["hostname", "distribution", "version", "datastore", "role"],
+);
+static BOOT: Metric<0> = Metric::gauge(
+    "controlplane_exporter_node_boot_timestamp_seconds",
+    "When the node's kernel started, in Unix time. From /proc/stat.",
+    [],
+);
+static CPU: Metric<0> =
+    Metric::counter("process_cpu_seconds_total", "CPU time of the agent, user and system.", []);
+static RSS: Metric<0> =
+    Metric::gauge("process_resident_memory_bytes", "Resident memory of the agent.", []);
+static VIRTUAL: Metric<0> =
+    Metric::gauge("process_virtual_memory_bytes", "Virtual memory of the agent.", []);
+static FDS: Metric<0> = Metric::gauge("process_open_fds", "Open file descriptors.", []);
+static MAX_FDS: Metric<0> =
+    Metric::gauge("process_max_fds", "File descriptors that the agent may open.", []);
+static THREADS: Metric<0> = Metric::gauge("process_threads", "Threads of the agent.", []);
+static START: Metric<0> =
+    Metric::gauge("process_start_time_seconds", "When the agent started, in Unix time.", []);
+
+/// It has no keys of its own.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {}
+
+/// The revision that the build was told, for example by `REVISION=$(git rev-parse HEAD)`.
+pub fn revision() -> &'static str {
+    option_env!("REVISION").unwrap_or("unknown")
+}
+
+struct Exporter {
+    host: Host,
+}
+
+impl BlockingSampler for Exporter {
+    fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
+        let all = self.host.facts();
+        out.info(&BUILD, [env!("CARGO_PKG_VERSION"), revision()]);
+        let node = all.primary();
+        out.info(
+            &NODE,
+            [
+                &all.hostname,
+                node.map_or("none", |n| n.distribution.as_str()),
+                node.and_then(|n| n.version.as_deref()).unwrap_or("unknown"),
+                node.map_or("unknown", |n| n.datastore.as_str()),
+                node.map_or("unknown", |n| n.role.as_str()),
+            ],
+        );
+        if let Some(boot) = all.boot_time {
+            out.push(&BOOT, [], boot);
+        }
+        if let Err(error) = process(out) {
+            out.fail(SampleError::call("/proc/self", error));
+        }
+        Ok(())
+    }
+}
+
+/// The agent's own resources. These are the files of this process, not of the host's root.
+fn process(out: &mut Batch) -> Result<(), procfs::ProcError> {
+    // Computed once: the clock may be set while the agent runs.
+    static STARTED: OnceLock<f64> = OnceLock::new();
+    let stat = procfs::process::Stat::from_file("/proc/self/stat")?;
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    out.push(&CPU, [], (stat.utime + stat.stime) as f64 / ticks);
+    out.push(&RSS, [], stat.rss * rustix::param::page_size() as u64);
+    out.push(&VIRTUAL, [], stat.vsize);
+    out.push(&THREADS, [], stat.num_threads);
+    out.push(&FDS, [], std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1));
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if let Some(max) = limit.current {
+        out.push(&MAX_FDS, [], max);
+    }
+    let started = STARTED.get_or_init(|| {
+        let uptime = clock_gettime(ClockId::Boottime);
+        let uptime = uptime.tv_sec as f64 + uptime.tv_nsec as f64 / 1e9;
+        SystemTime::now().number() - uptime + stat.starttime as f64 / ticks
+    });
+    out.push(&START, [], *started);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Facts;
+
+    #[test]
+    fn the_agent_reports_itself_even_where_nothing_was_detected() {
+        let host = Host::at("/nonexistent").with_facts(Facts::default());
+        let mut out = Batch::default();
+        Exporter { host }.sample(&mut out).unwrap();
+        assert_eq!(out.series(&NODE), 1);
+        assert_eq!(out.series(&BOOT), 0);
+        assert!(out.value(&RSS, []).is_some_and(|rss| rss > 1e5));
+        assert!(out.value(&FDS, []).is_some_and(|fds| fds >= 3.0));
+        assert_eq!(out.reasons(), [""; 0]);
+    }
+}

@@ -1,0 +1,287 @@
+//! The newest batch of every sampler, the ring of events, and the only `Collector`.
+//!
+//! A scrape reads memory only: it renders the batches, or hands out the body that was rendered for
+//! the last scrape in the same format, as long as no batch has changed and at most 250 ms long.
+//! What a silent sampler leaves behind is decided by the kind of metric; see [`Desc::stays`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use tokio::time::Instant;
+
+use crate::metric::{Desc, Kind};
+use crate::sample::{Batch, Event, Series, Value};
+use crate::samplers;
+use crate::self_metrics::{self, Statuses};
+
+/// How long a rendered body may be handed out although ages in it have grown.
+const REUSE: Duration = Duration::from_millis(250);
+/// Present-state gauges live at least this long without a run.
+const MIN_STALE: Duration = Duration::from_mins(1);
+/// The ring of events keeps this many.
+const EVENTS: usize = 1_000;
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub struct Store {
+    slots: RwLock<HashMap<&'static str, Slot>>,
+    events: Mutex<VecDeque<Event>>,
+    generation: AtomicU64,
+    bodies: Mutex<HashMap<&'static str, Body>>,
+    statuses: Arc<Statuses>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    batch: Arc<Batch>,
+    taken: Instant,
+    stale_after: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct Body {
+    generation: u64,
+    rendered: Instant,
+    bytes: axum::body::Bytes,
+}
+
+impl Store {
+    /// A store that also exports the samplers' own state.
+    pub fn new(statuses: Arc<Statuses>) -> Self {
+        Self { statuses, ..Self::default() }
+    }
+
+    /// The state of the samplers.
+    pub fn statuses(&self) -> &Arc<Statuses> {
+        &self.statuses
+    }
+
+    /// Keeps the batch of a successful run in place of the one before.
+    pub fn put(&self, sampler: &'static str, mut batch: Batch, interval: Duration) {
+        let events = batch.take_events();
+        if !events.is_empty() {
+            let mut ring = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.extend(events);
+            let excess = ring.len().saturating_sub(EVENTS);
+            ring.drain(..excess);
+        }
+        let stale_after = (interval * 3).max(MIN_STALE);
+        let slot = Slot { batch: Arc::new(batch), taken: Instant::now(), stale_after };
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).insert(sampler, slot);
+        self.touch();
+    }
+
+    /// Forgets a sampler that was switched off.
+    pub fn remove(&self, sampler: &str) {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(sampler);
+        self.touch();
+    }
+
+    /// Says that something has changed, so that no older body is handed out.
+    pub fn touch(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The newest events, the latest last.
+    pub fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// The series that count now: all of fresh batches, and of stale ones those that stay.
+    fn current(&self) -> Vec<(Arc<Batch>, bool)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let mut current: Vec<_> = samplers::ALL
+            .iter()
+            .filter_map(|(name, _)| slots.get(name))
+            .map(|slot| (Arc::clone(&slot.batch), slot.taken.elapsed() <= slot.stale_after))
+            .collect();
+        current.push((Arc::new(self.statuses.batch()), true));
+        current
+    }
+
+    /// The number under these labels as a scrape would show it now; for the status page.
+    pub fn value(&self, metric: &str, labels: &[&str]) -> Option<f64> {
+        self.current().iter().find_map(|(batch, fresh)| {
+            let series = batch.all().iter().find(|s| s.metric == metric && s.labels == labels)?;
+            let stays = || descs().find(|d| d.name == metric).is_some_and(|d| d.stays);
+            (*fresh || stays()).then(|| number(&series.value))
+        })
+    }
+
+    /// The body in the format that `render` makes, rendered anew if anything has changed.
+    ///
+    /// # Errors
+    ///
+    /// Those of `render`.
+    pub fn body<E>(
+        &self,
+        format: &'static str,
+        render: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<axum::body::Bytes, E> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let kept = {
+            let bodies = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
+            bodies.get(format).cloned()
+        };
+        if let Some(body) = kept
+            && body.generation == generation
+            && body.rendered.elapsed() < REUSE
+        {
+            return Ok(body.bytes);
+        }
+        let rendered = Instant::now();
+        let bytes = axum::body::Bytes::from(render()?);
+        let body = Body { generation, rendered, bytes: bytes.clone() };
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).insert(format, body);
+        Ok(bytes)
+    }
+}
+
+/// Every metric of the agent, in the order of `/metrics`.
+pub fn descs() -> impl Iterator<Item = &'static Desc> {
+    let own = self_metrics::METRICS.iter();
+    own.chain(samplers::ALL.iter().flat_map(|(_, def)| def.metrics))
+}
+
+fn number(value: &Value) -> f64 {
+    match value {
+        Value::Number(number) => *number,
+        Value::Histogram(histogram) => histogram.count() as f64,
+        Value::Age(age) => age.elapsed().as_secs_f64(),
+    }
+}
+
+impl Collector for Store {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let current = self.current();
+        let mut families: HashMap<&str, Vec<(&Series, bool)>> = HashMap::new();
+        for (batch, fresh) in &current {
+            for series in batch.all() {
+                families.entry(series.metric).or_default().push((series, *fresh));
+            }
+        }
+        for desc in descs() {
+            let mut family = families.remove(desc.name).unwrap_or_default();
+            family.retain(|(_, fresh)| *fresh || desc.stays);
+            if family.is_empty() {
+                continue;
+            }
+            let (name, unit) = desc.split_name();
+            let kind = match desc.kind {
+                Kind::Gauge => MetricType::Gauge,
+                Kind::Counter => MetricType::Counter,
+                Kind::Histogram => MetricType::Histogram,
+                Kind::Info => MetricType::Info,
+            };
+            let mut metric = encoder.encode_descriptor(name, desc.help, unit.as_ref(), kind)?;
+            for (series, _) in family {
+                encode(desc, series, &mut metric)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode(desc: &Desc, series: &Series, metric: &mut MetricEncoder) -> std::fmt::Result {
+    let labels: Vec<(&str, &str)> =
+        desc.labels.iter().copied().zip(series.labels.iter().map(String::as_str)).collect();
+    if desc.kind == Kind::Info {
+        return metric.encode_info(&labels);
+    }
+    if labels.is_empty() {
+        return encode_value(desc.kind, &series.value, metric);
+    }
+    encode_value(desc.kind, &series.value, &mut metric.encode_family(&labels)?)
+}
+
+fn encode_value(kind: Kind, value: &Value, metric: &mut MetricEncoder) -> std::fmt::Result {
+    match value {
+        Value::Histogram(histogram) => {
+            let buckets: Vec<_> = histogram.buckets().collect();
+            metric.encode_histogram::<NoLabelSet>(
+                histogram.sum(),
+                histogram.count(),
+                &buckets,
+                None,
+            )
+        }
+        other if kind == Kind::Counter => {
+            metric.encode_counter::<NoLabelSet, f64, u64>(&number(other), None)
+        }
+        other => metric.encode_gauge(&number(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::metric::Metric;
+
+    // Borrowed names: only what the catalog lists is rendered.
+    static GAUGE: Metric<0> = Metric::gauge("process_threads", "h", []);
+    static COUNTER: Metric<0> = Metric::counter("process_cpu_seconds_total", "h", []);
+
+    fn store() -> Arc<Store> {
+        let store = Arc::new(Store::default());
+        let mut batch = Batch::default();
+        batch.push(&GAUGE, [], 4u64);
+        batch.push(&COUNTER, [], 7u64);
+        store.put("exporter", batch, Duration::from_secs(5));
+        store
+    }
+
+    fn text(store: &Arc<Store>) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Arc::clone(store)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_sampler_loses_its_gauges_after_a_minute_and_keeps_its_counters() {
+        let store = store();
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(text(&store).contains("process_threads 4.0"));
+        assert_eq!(store.value("process_threads", &[]), Some(4.0));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!text(&store).contains("process_threads"));
+        assert!(text(&store).contains("process_cpu_seconds_total 7.0"));
+        assert_eq!(store.value("process_threads", &[]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_reused_until_a_batch_changes_and_at_most_a_quarter_of_a_second() {
+        let store = store();
+        let body = |text: &'static str| {
+            store.body("text", || Ok::<_, std::fmt::Error>(text.as_bytes().to_vec())).unwrap()
+        };
+        assert_eq!(body("one"), "one");
+        assert_eq!(body("two"), "one");
+        store.touch();
+        assert_eq!(body("three"), "three");
+        tokio::time::advance(Duration::from_millis(251)).await;
+        assert_eq!(body("four"), "four");
+    }
+
+    #[test]
+    fn the_ring_keeps_the_newest_events() {
+        let store = Store::default();
+        for i in 0..=EVENTS {
+            let mut batch = Batch::default();
+            batch.event(SystemTime::UNIX_EPOCH, "test", i.to_string());
+            store.put("exporter", batch, Duration::from_secs(1));
+        }
+        let events = store.events();
+        assert_eq!((events.len(), &*events[0].text), (EVENTS, "1"));
+    }
+}

@@ -1,0 +1,231 @@
+//! The figures in the formats that Prometheus asks for: text 0.0.4 and OpenMetrics 1.0, plain or
+//! gzip. The content types are those of the specification, byte for byte.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as model;
+use prometheus_client::registry::Registry;
+
+/// A format of `/metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus text 0.0.4, for whoever asks for nothing better.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+/// What a client asked for, and gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The format.
+    pub format: Format,
+    /// The escaping scheme, echoed if it is a known one.
+    pub escaping: Option<&'static str>,
+}
+
+impl Negotiated {
+    /// The format with the highest `q` that the agent speaks; text 0.0.4 when there is none.
+    pub fn from_accept(accept: &str) -> Self {
+        let mut best = (0.0, Self { format: Format::Text, escaping: None });
+        for item in accept.split(',') {
+            let mut parts = item.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            let (mut q, mut version, mut escaping) = (1.0, "", None);
+            for parameter in parts {
+                match parameter.split_once('=') {
+                    Some(("q", value)) => q = value.parse().unwrap_or(0.0),
+                    Some(("version", value)) => version = value,
+                    Some(("escaping", value)) => {
+                        escaping = ["underscores", "dots", "values", "allow-utf-8"]
+                            .into_iter()
+                            .find(|known| *known == value);
+                    }
+                    _ => {}
+                }
+            }
+            let format = match (media, version) {
+                ("application/openmetrics-text", "1.0.0" | "0.0.1" | "") => Format::OpenMetrics,
+                ("text/plain", "0.0.4" | "" | "1.0.0") | ("text/*" | "*/*", _) => Format::Text,
+                _ => continue,
+            };
+            if q > best.0 {
+                best = (q, Self { format, escaping });
+            }
+        }
+        best.1
+    }
+
+    /// The value of `Content-Type`.
+    pub fn content_type(&self) -> String {
+        let mut text = match self.format {
+            Format::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+        .to_owned();
+        if let (Format::OpenMetrics, Some(scheme)) = (self.format, self.escaping) {
+            text.push_str("; escaping=");
+            text.push_str(scheme);
+        }
+        text
+    }
+}
+
+/// Whether a client takes gzip.
+pub fn accepts_gzip(accept_encoding: &str) -> bool {
+    accept_encoding.split(',').any(|item| {
+        let mut parts = item.split(';').map(str::trim);
+        let coding = parts.next().unwrap_or_default();
+        let refused = parts.any(|p| matches!(p, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
+        (coding == "gzip" || coding == "*") && !refused
+    })
+}
+
+/// Renders every metric.
+///
+/// # Errors
+///
+/// When prometheus-client cannot encode a metric, or memory cannot be written to.
+pub fn render(registry: &Registry, format: Format, gzip: bool) -> Result<Vec<u8>, std::io::Error> {
+    let mut text = String::with_capacity(64 << 10);
+    match format {
+        Format::OpenMetrics => prometheus_client::encoding::text::encode(&mut text, registry),
+        Format::Text => prometheus_client::encoding::prometheus_protobuf::encode(registry)
+            .and_then(|families| families.iter().try_for_each(|f| print_family(&mut text, f))),
+    }
+    .map_err(std::io::Error::other)?;
+    if !gzip {
+        return Ok(text.into_bytes());
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes())?;
+    encoder.finish()
+}
+
+/// One family in text 0.0.4. prometheus-client's own text is OpenMetrics only; its protobuf model
+/// carries the names and types that the older format wants.
+fn print_family(out: &mut String, family: &model::MetricFamily) -> std::fmt::Result {
+    let kind = match family.r#type() {
+        model::MetricType::Counter => "counter",
+        model::MetricType::Gauge => "gauge",
+        model::MetricType::Histogram => "histogram",
+        _ => "untyped",
+    };
+    let name = &family.name;
+    let help = family.help.replace('\\', "\\\\").replace('\n', "\\n");
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
+    for metric in &family.metric {
+        let labels = &metric.label;
+        if let Some(counter) = &metric.counter {
+            print_sample(out, name, "", labels, None, counter.value)?;
+        } else if let Some(gauge) = &metric.gauge {
+            print_sample(out, name, "", labels, None, gauge.value)?;
+        } else if let Some(histogram) = &metric.histogram {
+            for bucket in &histogram.bucket {
+                let bound = bucket.upper_bound;
+                let count = bucket.cumulative_count as f64;
+                print_sample(out, name, "_bucket", labels, Some(bound), count)?;
+            }
+            let count = histogram.sample_count as f64;
+            if histogram.bucket.last().is_none_or(|b| b.upper_bound.is_finite()) {
+                print_sample(out, name, "_bucket", labels, Some(f64::INFINITY), count)?;
+            }
+            print_sample(out, name, "_sum", labels, None, histogram.sample_sum)?;
+            print_sample(out, name, "_count", labels, None, count)?;
+        }
+    }
+    Ok(())
+}
+
+fn print_sample(
+    out: &mut String,
+    name: &str,
+    suffix: &str,
+    labels: &[model::LabelPair],
+    bound: Option<f64>,
+    value: f64,
+) -> std::fmt::Result {
+    write!(out, "{name}{suffix}")?;
+    let mut separator = '{';
+    for label in labels {
+        write!(out, "{separator}{}=\"", label.name)?;
+        for c in label.value.chars() {
+            match c {
+                '\\' => out.push_str("\\\\"),
+                '"' => out.push_str("\\\""),
+                '\n' => out.push_str("\\n"),
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+        separator = ',';
+    }
+    if let Some(bound) = bound {
+        let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+        write!(out, "{separator}le=\"{bound}\"")?;
+        separator = ',';
+    }
+    if separator == ',' {
+        out.push('}');
+    }
+    match value {
+        v if v.is_nan() => out.push_str(" NaN\n"),
+        f64::INFINITY => out.push_str(" +Inf\n"),
+        f64::NEG_INFINITY => out.push_str(" -Inf\n"),
+        v => writeln!(out, " {v}")?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Prometheus 3 sends.
+    const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+        application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;\
+        q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+
+    #[test]
+    fn the_format_with_the_highest_q_wins() {
+        let openmetrics = Negotiated::from_accept(PROMETHEUS);
+        assert_eq!(
+            openmetrics.content_type(),
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+        );
+        let text = Negotiated::from_accept(
+            "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.3",
+        );
+        assert_eq!(text.content_type(), "text/plain; version=0.0.4; charset=utf-8");
+    }
+
+    #[test]
+    fn whoever_asks_for_nothing_known_gets_text() {
+        for accept in [
+            "",
+            "*/*",
+            "text/html",
+            "application/openmetrics-text;version=2.0.0",
+            "application/openmetrics-text;q=0",
+            ";;;=,q",
+        ] {
+            assert_eq!(Negotiated::from_accept(accept).format, Format::Text, "{accept}");
+        }
+    }
+
+    #[test]
+    fn an_escaping_scheme_that_is_not_known_is_not_echoed() {
+        let got = Negotiated::from_accept("application/openmetrics-text;escaping=\"evil\r\n\"");
+        assert_eq!(
+            got.content_type(),
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        );
+    }
+
+    #[test]
+    fn gzip_is_used_only_where_it_is_wanted() {
+        assert!(accepts_gzip("gzip, deflate") && accepts_gzip("br;q=1.0, gzip;q=0.8"));
+        assert!(!accepts_gzip("") && !accepts_gzip("deflate") && !accepts_gzip("gzip;q=0"));
+    }
+}
