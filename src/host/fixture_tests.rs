@@ -223,7 +223,8 @@ fn microk8s_with_dqlite_and_its_lock_files() {
         ["kubelite", "k8s-dqlite", "containerd", "cluster-agent", "apiserver-kicker"]
             .map(|app| format!("snap.microk8s.daemon-{app}.service"))
     );
-    assert_eq!(place.unwrap().path, Path::new(backend), "the link must stay");
+    // As text, since paths that differ in a slash at the end are equal.
+    assert_eq!(place.unwrap().path.to_str(), Some(backend), "the link must stay");
 }
 
 #[test]
