@@ -13,6 +13,7 @@ macro_rules! samplers {
 
 samplers! {
     exporter,
+    kernel,
 }
 
 /// The sampler with this name.
