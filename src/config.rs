@@ -23,7 +23,7 @@ const ENV_PREFIX: &str = "CONTROLPLANE_EXPORTER";
 /// No sampler runs more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// No sampler runs less often, and no call waits longer.
-const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
+const MAX_INTERVAL: Duration = Duration::from_hours(24);
 
 /// A section that sets none of these keys takes them from another: (section, other, keys). Whoever
 /// says where etcd is says it once.
@@ -159,10 +159,11 @@ impl Config {
             // Checked on its own first: errors of the merged layers name no file.
             check_file(file, &text)?;
         }
-        let environment = environment
+        let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
             .filter(|(name, _)| name.starts_with(&format!("{ENV_PREFIX}__")))
             .collect();
+        let names: Vec<_> = environment.keys().cloned().collect();
         let source = config::Environment::with_prefix(ENV_PREFIX)
             .prefix_separator("__")
             .separator("__")
@@ -179,10 +180,16 @@ impl Config {
                 .map_err(flag_error)?;
         }
         let merged = builder.build().map_err(|error| plain("environment", "", error))?;
-        let origin = flags.file.as_deref().map_or("environment or command line".into(), |file| {
-            format!("{}, environment or command line", file.display())
-        });
-        Self::from_tree(&to_json(merged.cache), &origin)
+        // The file alone was found to be right, so a variable or a flag is wrong.
+        Self::from_tree(&to_json(merged.cache), "environment or command line").map_err(|error| {
+            let variable = format!("{ENV_PREFIX}__{}", error.key.to_uppercase().replace('.', "__"));
+            match names.iter().find(|name| name.to_uppercase().starts_with(&variable)) {
+                Some(name) => {
+                    ConfigError { origin: format!("environment variable {name}"), ..error }
+                }
+                None => error,
+            }
+        })
     }
 
     /// The configuration that these values make.
@@ -236,6 +243,34 @@ impl Config {
         })
     }
 
+    /// The configuration in the shape of a file, defaults included.
+    pub fn to_yaml(&self) -> String {
+        let mut tree = json!({
+            "web": self.web,
+            "log": self.log,
+            "path": self.path,
+            "host": self.host,
+        });
+        for (name, def) in samplers::ALL {
+            let options = self.samplers.get(name).and_then(Option::as_ref);
+            let mut section = (def.defaults)();
+            section["enabled"] = options.is_some().into();
+            let (interval, timeout) =
+                options.map_or((def.interval, def.timeout), |o| (o.interval, o.timeout));
+            section["interval"] = humantime::format_duration(interval).to_string().into();
+            section["timeout"] = humantime::format_duration(timeout).to_string().into();
+            for (key, value) in options.into_iter().flat_map(|o| &o.own) {
+                section[key] = value.clone();
+            }
+            tree[*name] = section;
+        }
+        let mut out = String::new();
+        // Writing to memory does not fail.
+        yaml_rust2::YamlEmitter::new(&mut out).dump(&to_yaml(&tree)).ok();
+        out.push('\n');
+        out
+    }
+
     /// The configuration without a file, an environment or flags.
     pub fn defaults() -> Self {
         Self::from_tree(&serde_json::Value::Null, "defaults")
@@ -257,16 +292,19 @@ fn parse<T: Default + de::DeserializeOwned>(
     })
 }
 
-/// Copies `keys` from another section, unless `own` has any of them.
+/// Copies `keys` from another section, unless `own` gives a value to any of them.
 fn inherit(own: &mut serde_json::Value, other: Option<&serde_json::Value>, keys: &[&str]) {
     let (Some(own), Some(other)) = (own.as_object_mut(), other.and_then(|o| o.as_object())) else {
         return;
     };
-    if keys.iter().any(|key| own.contains_key(*key)) {
+    let set = |value: &serde_json::Value| {
+        !matches!(value, serde_json::Value::Null) && *value != json!([])
+    };
+    if keys.iter().any(|key| own.get(*key).is_some_and(set)) {
         return;
     }
     for key in keys {
-        if let Some(value) = other.get(*key) {
+        if let Some(value) = other.get(*key).filter(|value| set(value)) {
             own.insert((*key).to_owned(), value.clone());
         }
     }
@@ -347,6 +385,23 @@ fn to_json(value: Value) -> serde_json::Value {
         ValueKind::Table(table) => {
             table.into_iter().map(|(key, value)| (key, to_json(value))).collect()
         }
+    }
+}
+
+fn to_yaml(value: &serde_json::Value) -> yaml_rust2::Yaml {
+    use yaml_rust2::Yaml;
+    match value {
+        serde_json::Value::Null => Yaml::Null,
+        serde_json::Value::Bool(b) => Yaml::Boolean(*b),
+        serde_json::Value::Number(n) => match n.as_i64() {
+            Some(n) => Yaml::Integer(n),
+            None => Yaml::Real(n.to_string()),
+        },
+        serde_json::Value::String(s) => Yaml::String(s.clone()),
+        serde_json::Value::Array(values) => Yaml::Array(values.iter().map(to_yaml).collect()),
+        serde_json::Value::Object(map) => Yaml::Hash(
+            map.iter().map(|(key, value)| (Yaml::String(key.clone()), to_yaml(value))).collect(),
+        ),
     }
 }
 
@@ -482,7 +537,10 @@ mod tests {
         let options = config.samplers["filesystem"].as_ref().unwrap();
         assert_eq!(options.interval, Duration::from_secs(7));
         let error = load(yaml, &[("CONTROLPLANE_EXPORTER__FILESYSTEM__PATH", "/")]).unwrap_err();
-        assert!(error.to_string().contains("environment"), "{error}");
+        let text = error.to_string();
+        let expected =
+            "environment variable CONTROLPLANE_EXPORTER__FILESYSTEM__PATH: filesystem.path:";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]
@@ -503,11 +561,23 @@ mod tests {
         assert_eq!(own(etcd, "expected_members"), None);
         let both = format!("{etcd}registry_keys: {{endpoints: /run/kine.sock}}");
         assert_eq!(own(&both, "endpoints"), Some(json!("/run/kine.sock")));
+        let unset = format!("{etcd}registry_keys: {{endpoints: [], ca_file: null}}");
+        assert_eq!(own(&unset, "endpoints"), Some(json!(["http://h:1"])));
         let off = "etcd: {enabled: false, endpoints: 'http://h:1'}\nregistry_keys:";
         assert_eq!(own(off, "endpoints"), Some(json!("http://h:1")));
         let prefixes = "registry_keys: {prefixes: {a.example.com: /registry/example.com/as/}}";
         let wanted = json!({"a.example.com": "/registry/example.com/as/"});
         assert_eq!(own(prefixes, "prefixes"), Some(wanted));
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let config =
+            load("filesystem: {interval: 7s, paths: [/a]}\nexporter: {enabled: false}", &[]);
+        let config = config.unwrap();
+        let printed = config.to_yaml();
+        assert!(printed.contains("interval: 7s"), "{printed}");
+        assert_eq!(load(&printed, &[]).unwrap().to_yaml(), printed);
     }
 
     #[test]

@@ -23,9 +23,14 @@ pub enum Address {
         /// The port.
         port: u16,
     },
-    /// A Unix socket without TLS. kine appends a port to the file's name
-    /// (`/run/k0s/kine/kine.sock:2379`), so a colon is part of it.
-    Unix(PathBuf),
+    /// A Unix socket. kine appends a port to the file's name (`/run/k0s/kine/kine.sock:2379`), so a
+    /// colon is part of it.
+    Unix {
+        /// Whether it speaks TLS (`unixs:`), as kine does under RKE2.
+        tls: bool,
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl Address {
@@ -41,10 +46,13 @@ impl Address {
                  absolute path of a socket"
             )
         };
-        let socket = text.strip_prefix("unix:").unwrap_or(text);
+        let (tls, socket) = match (text.strip_prefix("unixs:"), text.strip_prefix("unix:")) {
+            (Some(socket), _) => (true, socket),
+            (None, socket) => (false, socket.unwrap_or(text)),
+        };
         let socket = socket.strip_prefix("//").filter(|s| s.starts_with('/')).unwrap_or(socket);
         if socket.starts_with('/') && !socket.starts_with("//") {
-            return Ok(Self::Unix(socket.into()));
+            return Ok(Self::Unix { tls, path: socket.into() });
         }
         let uri: Uri = text.parse().map_err(|_| wrong())?;
         let tls = match uri.scheme_str() {
@@ -69,7 +77,7 @@ impl Address {
     #[must_use]
     pub fn on(self, host: &Host) -> Self {
         match self {
-            Self::Unix(path) => Self::Unix(host.path(path)),
+            Self::Unix { tls, path } => Self::Unix { tls, path: host.path(path) },
             tcp @ Self::Tcp { .. } => tcp,
         }
     }
@@ -77,7 +85,7 @@ impl Address {
     /// Whether it means this machine, whoever says it.
     pub fn is_loopback(&self) -> bool {
         match self {
-            Self::Unix(_) => true,
+            Self::Unix { .. } => true,
             Self::Tcp { host, .. } => {
                 host == "localhost"
                     || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
@@ -92,7 +100,7 @@ impl Address {
 
     /// Whether it speaks TLS.
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tcp { tls: true, .. })
+        matches!(self, Self::Tcp { tls: true, .. } | Self::Unix { tls: true, .. })
     }
 
     /// What HTTP/2 is told as the host; TLS is the connector's affair, hence always `http`.
@@ -100,7 +108,7 @@ impl Address {
         match self {
             Self::Tcp { host, port, .. } if host.contains(':') => format!("http://[{host}]:{port}"),
             Self::Tcp { host, port, .. } => format!("http://{host}:{port}"),
-            Self::Unix(_) => "http://localhost".to_owned(),
+            Self::Unix { .. } => "http://localhost".to_owned(),
         }
     }
 }
@@ -112,7 +120,9 @@ impl fmt::Display for Address {
                 f.write_str(&self.origin().replacen("http://", "https://", 1))
             }
             Self::Tcp { .. } => f.write_str(&self.origin()),
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Unix { tls, path } => {
+                write!(f, "unix{}://{}", if *tls { "s" } else { "" }, path.display())
+            }
         }
     }
 }
@@ -132,6 +142,7 @@ mod tests {
             ("https://localhost:1", "https://localhost:1", true),
             ("https://etcd-0.example:2379", "https://etcd-0.example:2379", false),
             ("unix:///run/k0s/kine/kine.sock:2379", "unix:///run/k0s/kine/kine.sock:2379", true),
+            ("unixs:///run/kine.sock", "unixs:///run/kine.sock", true),
             ("unix:/run/kine.sock", "unix:///run/kine.sock", true),
             (
                 "/var/lib/rancher/k3s/server/kine.sock",

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 use super::{Address, Reason, TlsFiles};
 
@@ -102,16 +102,7 @@ impl Connector {
     }
 
     async fn stages(&self, stage: &mut Stage) -> Result<Box<dyn Stream>, DialError> {
-        let (tls, host, port) = match &self.address {
-            Address::Unix(path) => {
-                *stage = Stage::Connect;
-                let stream =
-                    UnixStream::connect(path).await.map_err(|e| plain("connecting", &e))?;
-                return Ok(Box::new(stream));
-            }
-            Address::Tcp { tls, host, port } => (*tls, host.as_str(), *port),
-        };
-        let config = if tls {
+        let config = if self.address.is_tls() {
             let config = self.tls.config().await.map_err(|problem| DialError {
                 reason: Reason::TlsConfig,
                 text: problem.to_string(),
@@ -120,23 +111,37 @@ impl Connector {
         } else {
             None
         };
-        *stage = Stage::Resolve;
-        let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| DialError {
-            reason: Reason::Dns,
-            text: format!("resolving {host}: {error}"),
-        })?;
-        *stage = Stage::Connect;
-        let addresses: Vec<_> = addresses.collect();
-        let tcp = TcpStream::connect(&*addresses).await.map_err(|e| plain("connecting", &e))?;
-        tcp.set_nodelay(true).map_err(|e| plain("connecting", &e))?;
-        let Some(config) = config else { return Ok(Box::new(tcp)) };
+        let (stream, host): (Box<dyn Stream>, _) = match &self.address {
+            Address::Unix { path, .. } => {
+                *stage = Stage::Connect;
+                let stream =
+                    UnixStream::connect(path).await.map_err(|e| plain("connecting", &e))?;
+                (Box::new(stream), "localhost")
+            }
+            Address::Tcp { host, port, .. } => {
+                *stage = Stage::Resolve;
+                let addresses = lookup_host((host.as_str(), *port)).await;
+                let addresses: Vec<_> = addresses
+                    .map_err(|error| DialError {
+                        reason: Reason::Dns,
+                        text: format!("resolving {host}: {error}"),
+                    })?
+                    .collect();
+                *stage = Stage::Connect;
+                let stream =
+                    TcpStream::connect(&*addresses).await.map_err(|e| plain("connecting", &e))?;
+                stream.set_nodelay(true).map_err(|e| plain("connecting", &e))?;
+                (Box::new(stream), host.as_str())
+            }
+        };
+        let Some(config) = config else { return Ok(stream) };
         *stage = Stage::Handshake;
         let name = self.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|error| DialError {
             reason: Reason::TlsConfig,
             text: format!("server name: {error}"),
         })?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
         let mut stream = stream.map_err(|error| {
             let reason = match Reason::of_io(&error) {
                 Some(Reason::Reset) | None => Reason::Tls,

@@ -117,15 +117,6 @@ impl Settings {
     }
 }
 
-impl Access {
-    /// Through a Unix socket, without TLS.
-    pub fn socket(path: &std::path::Path, host: &Host) -> Self {
-        let address = Address::Unix(host.path(path));
-        let tls = Arc::new(TlsFiles::new(host, None, None, None));
-        Self { addresses: vec![address], tls, server_name: None }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,14 +27,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{GetOptions, GetResponse, MemberListResponse, ResponseHeader, StatusResponse};
 use futures_util::future::join_all;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
 use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles};
-use crate::host::{Datastore, EtcdAccess, Installation, Quota, QuotaSource};
+use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, facts};
+use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 use compaction::Hint;
 use history::History;
@@ -60,14 +60,15 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     interval: Duration::from_secs(15),
     timeout: Duration::from_secs(5),
     metrics: metrics::ALL,
-    uses: |all| facts(all.primary().map(|node| (node.distribution, node.datastore, &node.etcd))),
+    defaults: defaults::<Options>,
+    uses: |all| facts((all.etcd(), all.primary().map(|node| (node.distribution, node.datastore)))),
     build: |options, host| {
         let own: Options = options.parse()?;
         if own.expected_members == Some(0) {
             return Err(OptionsError::new("expected_members", "must be at least 1"));
         }
         let node = host.facts().primary();
-        let found = node.and_then(found);
+        let found = found(host.facts());
         let settings = Settings {
             endpoints: own.endpoints,
             ca_file: own.ca_file,
@@ -94,18 +95,18 @@ pub static SAMPLER: SamplerDef = SamplerDef {
 
 /// What detection knows of the local member; where it knows only that there is one, etcd's usual
 /// address, so that a verdict is there although etcd was never started.
-fn found(node: &Installation) -> Option<EtcdAccess> {
-    if node.datastore != Datastore::Etcd {
-        return node.etcd.clone();
+fn found(facts: &Facts) -> Option<EtcdAccess> {
+    if facts.primary().is_none_or(|node| node.datastore != Datastore::Etcd) {
+        return facts.etcd().cloned();
     }
-    let mut found = node.etcd.clone().unwrap_or_default();
+    let mut found = facts.etcd().cloned().unwrap_or_default();
     if found.endpoints.is_empty() {
         found.endpoints = vec![DEFAULT_ENDPOINT.to_owned()];
     }
     Some(found)
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {
     /// Addresses of the local member; the first that answers is used.
@@ -375,7 +376,7 @@ impl AsyncSampler for Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{Facts, Host};
+    use crate::host::{Distribution, Host, Installation};
     use crate::sampler;
 
     fn build(own: &serde_json::Value, facts: Facts) -> Result<Build, OptionsError> {
@@ -385,15 +386,9 @@ mod tests {
         (SAMPLER.build)(&options, &Host::at("/").with_facts(facts))
     }
 
-    fn node(datastore: &str, etcd: &serde_json::Value) -> Facts {
-        let node = serde_json::json!({
-            "distribution": "k3s", "version": null, "role": "server", "running": false, "evidence": [],
-            "data_dir": null, "datastore": datastore, "datastore_dir": null, "wal_dir": null,
-            "etcd": etcd, "kine_socket": null, "units": [], "processes": [], "container_dirs": [],
-            "snaps": [],
-        });
-        let installations = vec![serde_json::from_value(node).unwrap()];
-        Facts { installations, ..Facts::default() }
+    fn node(datastore: Datastore) -> Facts {
+        let node = Installation { datastore, ..Installation::new(Distribution::K3s) };
+        Facts { installations: vec![node], ..Facts::default() }
     }
 
     #[test]
@@ -403,7 +398,7 @@ mod tests {
             _ => panic!("it was built"),
         };
         assert!(why(Facts::default()).contains("set etcd.endpoints"));
-        let sqlite = why(node("sqlite", &serde_json::Value::Null));
+        let sqlite = why(node(Datastore::Sqlite));
         assert!(sqlite.contains("k3s node is sqlite"), "{sqlite}");
     }
 
@@ -430,7 +425,7 @@ mod tests {
             "endpoints": format!("http://127.0.0.1:{port}"), "expected_members": 3,
         });
         let Ok(Build::Run(sampler::Driver::Async(mut sampler))) =
-            build(&own, node("etcd", &serde_json::Value::Null))
+            build(&own, node(Datastore::Etcd))
         else {
             panic!("it was not built")
         };
@@ -455,8 +450,8 @@ mod tests {
 
     #[test]
     fn etcd_that_detection_knows_of_without_an_address_is_looked_for_where_it_usually_is() {
-        let facts = node("etcd", &serde_json::Value::Null);
-        assert_eq!(found(facts.primary().unwrap()).unwrap().endpoints, [DEFAULT_ENDPOINT]);
+        let facts = node(Datastore::Etcd);
+        assert_eq!(found(&facts).unwrap().endpoints, [DEFAULT_ENDPOINT]);
         assert!(matches!(build(&serde_json::json!({}), facts), Ok(Build::Run(_))));
     }
 }

@@ -15,6 +15,7 @@ samplers! {
     exporter,
     etcd,
     registry_keys,
+    kernel,
 }
 
 /// The sampler with this name.

@@ -20,14 +20,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use etcd_client::GetOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::Consistency;
-use crate::etcd::{Access, Client, Failure, Reason, Settings, TlsFiles};
+use crate::etcd::{Access, Address, Client, Failure, Reason, Settings, TlsFiles};
+use crate::host::{EtcdAccess, Facts, Installation};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, facts};
+use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 use count::Counter;
 use ranges::{Ranges, SHARD_ABOVE};
@@ -38,9 +39,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     interval: Duration::from_mins(1),
     timeout: Duration::from_secs(10),
     metrics: &[KEYS.desc(), SUCCESS.desc()],
-    uses: |all| {
-        facts(all.primary().map(|n| (n.distribution, n.datastore, &n.etcd, &n.kine_socket)))
-    },
+    defaults: defaults::<Options>,
+    uses: |all| facts(found(all)),
     build: |options, host| {
         let own: Options = options.parse()?;
         let prefixes = prefixes(own.prefixes)?;
@@ -51,10 +51,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             key_file: own.key_file,
             server_name: own.server_name,
         };
-        let node = host.facts().primary();
-        let socket = node.and_then(|n| n.kine_socket.as_deref());
-        let access = settings.access(node.and_then(|n| n.etcd.as_ref()), host)?;
-        let Some(access) = access.or_else(|| socket.map(|path| Access::socket(path, host))) else {
+        let Some(access) = settings.access(found(host.facts()).as_ref(), host)? else {
             return Ok(Build::not_applicable(
                 "neither an etcd nor a socket of kine was found; set etcd.endpoints, or \
                  registry_keys.endpoints to the path of the socket",
@@ -76,6 +73,32 @@ static SUCCESS: Metric<1> = Metric::gauge(
     "When the objects of this kind were last counted, in Unix time.",
     ["resource"],
 );
+
+/// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a
+/// socket.
+fn found(facts: &Facts) -> Option<EtcdAccess> {
+    facts.installations.iter().find_map(|node| {
+        let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
+        etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| socket(node))
+    })
+}
+
+/// kine's socket. Where that speaks TLS, it does so with the files that etcd would have.
+fn socket(node: &Installation) -> Option<EtcdAccess> {
+    let path = node.kine_socket.as_ref()?.display();
+    if !node.kine_tls {
+        return Some(EtcdAccess { endpoints: vec![path.to_string()], ..EtcdAccess::default() });
+    }
+    let file =
+        |name: &str| node.data_dir.as_ref().map(|dir| dir.join("server/tls/etcd").join(name));
+    Some(EtcdAccess {
+        endpoints: vec![format!("unixs://{path}")],
+        ca_file: file("server-ca.crt"),
+        cert_file: file("client.crt"),
+        key_file: file("client.key"),
+        quota: None,
+    })
+}
 
 /// What is counted unless configured: what fills up first.
 const PREFIXES: &[(&str, &str)] = &[
@@ -102,7 +125,7 @@ const PING: Duration = Duration::from_secs(1);
 /// A key that nobody writes.
 const PROBE_KEY: &str = "/controlplane-exporter/probe";
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {
     /// Prefixes of keys by the name in the label; added to the built-in ones. An empty prefix takes
@@ -116,6 +139,20 @@ struct Options {
     cert_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
     server_name: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let prefixes = PREFIXES.iter().map(|(name, prefix)| ((*name).into(), (*prefix).into()));
+        Self {
+            prefixes: prefixes.collect(),
+            endpoints: Vec::new(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            server_name: None,
+        }
+    }
 }
 
 /// Names and prefixes, the built-in ones first.
@@ -194,10 +231,12 @@ impl RegistryKeys {
         interval: Duration,
         timeout: Duration,
     ) -> Self {
+        // kine writes a line into the journal for each serializable read that it refuses.
+        let kine = access.addresses.iter().all(|a| matches!(a, Address::Unix { .. }));
         Self {
             clients: Client::all(access, timeout),
             current: 0,
-            consistency: Consistency::Serializable,
+            consistency: if kine { Consistency::Linearizable } else { Consistency::Serializable },
             tls: Arc::clone(&access.tls),
             interval,
             timeout,
@@ -313,7 +352,7 @@ impl AsyncSampler for RegistryKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Host;
+    use crate::host::{Distribution, Host};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(n, p)| ((*n).to_owned(), (*p).to_owned())).collect()
@@ -336,6 +375,39 @@ mod tests {
         assert!(prefixes(own(&[("", "/x/")])).is_err());
         let many = (0..100).map(|i| (format!("r{i}"), "/x/".to_owned())).collect();
         assert_eq!(prefixes(many).unwrap_err().key, "prefixes");
+    }
+
+    #[test]
+    fn keys_are_where_the_api_server_of_this_node_keeps_them() {
+        let node = |change: fn(&mut Installation)| {
+            let mut node = Installation::new(Distribution::Rke2);
+            change(&mut node);
+            node
+        };
+        let etcd = |url: &str| EtcdAccess { endpoints: vec![url.into()], ..EtcdAccess::default() };
+        let endpoint = |installations| {
+            let found = found(&Facts { installations, ..Facts::default() });
+            found.map(|found| found.endpoints[0].clone())
+        };
+        assert_eq!(endpoint(vec![]), None);
+        let kine = node(|n| {
+            n.kine_socket = Some("/data/server/kine.sock".into());
+            n.data_dir = Some("/data".into());
+            n.kine_tls = true;
+        });
+        let files = found(&Facts { installations: vec![kine.clone()], ..Facts::default() });
+        assert_eq!(
+            files.unwrap().key_file.unwrap().to_str(),
+            Some("/data/server/tls/etcd/client.key")
+        );
+        let mut other = node(|_| ());
+        other.etcd = Some(etcd("https://127.0.0.1:2379"));
+        let expected = Some("unixs:///data/server/kine.sock".to_owned());
+        assert_eq!(endpoint(vec![kine.clone(), other.clone()]), expected, "the first decides");
+        assert_eq!(endpoint(vec![other, kine.clone()]), Some("https://127.0.0.1:2379".into()));
+        let mut external = kine;
+        external.external_etcd = Some(etcd("https://10.0.0.9:2379"));
+        assert_eq!(endpoint(vec![external]), Some("https://10.0.0.9:2379".into()));
     }
 
     fn sampler(address: &str) -> RegistryKeys {
