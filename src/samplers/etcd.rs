@@ -84,9 +84,13 @@ pub static SAMPLER: SamplerDef = SamplerDef {
                 "{datastore}; set etcd.endpoints to watch an etcd member all the same"
             )));
         };
+        // What detection says of another etcd than the configured one does not count.
+        let meant = |found: &EtcdAccess| {
+            access.addresses.iter().any(|a| found.endpoints.contains(&a.to_string()))
+        };
         let quota = match own.quota_bytes {
             Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
-            None => found.and_then(|found| found.quota),
+            None => found.filter(meant).and_then(|found| found.quota),
         };
         Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
     },

@@ -9,8 +9,10 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod etcd;
 mod golden;
 mod house;
 mod lab;
 mod lab_itself;
+mod registry_keys;
 mod shipped;
