@@ -1,4 +1,4 @@
-//! Dials: resolve, TCP or socket, TLS, first byte, all under one deadline.
+//! Dials: resolve, TCP or socket, TLS files, handshake, first byte, all under one deadline.
 //!
 //! With TLS 1.3 a server refuses a client certificate after the handshake, and the refusal races
 //! with the first request. etcd writes its HTTP/2 settings at once, so reading the first bytes here
@@ -54,9 +54,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Where a connection stands; decides what a time-out is called.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    Files,
     Resolve,
     Connect,
+    Files,
     Handshake,
 }
 
@@ -83,7 +83,7 @@ impl Connector {
         {
             return Err(error.clone());
         }
-        let mut stage = Stage::Files;
+        let mut stage = Stage::Connect;
         let dialled = tokio::time::timeout(self.deadline, self.stages(&mut stage)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(self.too_late(stage)));
         let failed = dialled.as_ref().err().map(|error| (Instant::now(), error.clone()));
@@ -102,15 +102,6 @@ impl Connector {
     }
 
     async fn stages(&self, stage: &mut Stage) -> Result<Box<dyn Stream>, DialError> {
-        let config = if self.address.is_tls() {
-            let config = self.tls.config().await.map_err(|problem| DialError {
-                reason: Reason::TlsConfig,
-                text: problem.to_string(),
-            })?;
-            Some(config)
-        } else {
-            None
-        };
         let (stream, host): (Box<dyn Stream>, _) = match &self.address {
             Address::Unix { path, .. } => {
                 *stage = Stage::Connect;
@@ -134,7 +125,15 @@ impl Connector {
                 (Box::new(stream), host.as_str())
             }
         };
-        let Some(config) = config else { return Ok(stream) };
+        if !self.address.is_tls() {
+            return Ok(stream);
+        }
+        // Only now, so that an etcd that is down does not start a child process on every try.
+        *stage = Stage::Files;
+        let config = self.tls.config().await.map_err(|problem| DialError {
+            reason: Reason::TlsConfig,
+            text: problem.to_string(),
+        })?;
         *stage = Stage::Handshake;
         let name = self.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|error| DialError {
@@ -264,7 +263,7 @@ mod tests {
         wrote.unwrap();
         assert_eq!(reason, "tls");
         let none = Arc::new(TlsFiles::new(&Host::at("/"), None, None, None).read_here());
-        let address = Address::parse("https://127.0.0.1:1").unwrap();
+        let address = Address::parse(&format!("https://127.0.0.1:{port}")).unwrap();
         let connector = Connector::new(address, None, none, Duration::from_secs(1));
         let error = connector.dial().await.err().unwrap();
         assert_eq!((error.reason.as_str(), error.text.contains("ca_file")), ("tls_config", true));

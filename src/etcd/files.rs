@@ -158,8 +158,16 @@ impl TlsFiles {
         }
     }
 
-    /// What is wrong with the files although older content may still serve.
-    pub fn problem(&self) -> Option<Problem> {
+    /// What is wrong with the files although older content may still serve; looked at anew, since
+    /// an open connection would not notice that it has been mended.
+    pub async fn check(&self) -> Option<Problem> {
+        self.problem()?;
+        // What is wrong now is in the problem.
+        drop(self.config().await);
+        self.problem()
+    }
+
+    fn problem(&self) -> Option<Problem> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -261,11 +269,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         let first = files.config().await.unwrap();
-        assert!(files.problem().is_none());
+        assert!(files.check().await.is_none());
         std::fs::write(dir.path().join("c.key"), "half a ke").unwrap();
         files.stale().await;
         assert!(Arc::ptr_eq(&first, &files.config().await.unwrap()));
-        assert!(files.problem().unwrap().to_string().contains("/c.key: "));
+        assert!(files.check().await.unwrap().to_string().contains("/c.key: "));
+        self::files(dir.path());
+        files.stale().await;
+        assert!(files.check().await.is_none(), "mended");
     }
 
     #[tokio::test]

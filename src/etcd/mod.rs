@@ -8,6 +8,8 @@
 pub mod address;
 pub mod client;
 pub mod connector;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod files;
 pub mod reason;
 pub mod tls;

@@ -3,8 +3,7 @@
 //! Asks the local member over gRPC, all at once: status, member list, one serializable and one
 //! linearizable read of an absent key, and one more read for the compaction revision. Each other
 //! member is asked for its member list and one linearizable read at its client URL. Nothing is
-//! written, nothing scanned. A run costs about a millisecond of the agent's time and half of one of each
-//! member's for every call.
+//! written, nothing scanned.
 //!
 //! `etcd_up` is 1 when the local member answered any call, if only to refuse it: during a
 //! defragmentation status and reads hang while the member list is answered. What hangs costs one
@@ -94,7 +93,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         };
         Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
     },
-    cost: "not measured yet",
+    cost: "1.3 ms of CPU a run with two peers; 2 ms in the local etcd, 1 ms in each other",
 };
 
 /// What detection knows of the local member; where it knows only that there is one, etcd's usual
@@ -254,6 +253,12 @@ impl Etcd {
     fn export_status(&mut self, local: &Local, out: &mut Batch) {
         let Ok(status) = &local.status.answer else { return };
         let Some(header) = status.header() else { return };
+        out.push(&DB_SIZE, [], status.db_size());
+        out.push(&REVISION, [], header.revision());
+        if header.cluster_id() == 0 {
+            // kine or k8s-dqlite, which has neither members nor leaders nor a quota.
+            return;
+        }
         let (id, leader) = (header.member_id(), status.leader());
         let roster = self.roster.as_ref();
         let name = roster.and_then(|r| r.find(id)).map_or("", |member| &member.name);
@@ -261,22 +266,19 @@ impl Etcd {
         out.push(&HAS_LEADER, [], leader != 0);
         out.push(&IS_LEADER, [], leader == id);
         out.push(&IS_LEARNER, [], status.is_learner());
-        let changes = self.history.leader(leader, status.raft_term(), roster, out);
-        out.push(&LEADER_CHANGES, [], changes);
+        self.history.leader(leader, status.raft_term(), roster, out);
         out.push(&RAFT_TERM, [], status.raft_term());
         out.push(&RAFT_INDEX, [], status.raft_index());
         // Fields that an old etcd does not know come as zero.
         if status.raft_applied_index() > 0 {
             out.push(&RAFT_APPLIED, [], status.raft_applied_index());
         }
-        out.push(&DB_SIZE, [], status.db_size());
         if status.raft_used_db_size() > 0 {
             out.push(&DB_IN_USE, [], status.raft_used_db_size());
         }
         let (quota, source) = quota(status.db_size_quota(), self.quota.as_ref());
         out.push(&QUOTA, [], quota);
         out.info(&QUOTA_SOURCE, [source.as_str()]);
-        out.push(&REVISION, [], header.revision());
         self.export_alarms(status.errors(), id, out);
         match &local.compaction {
             Some(Ok(hint)) => {
@@ -357,6 +359,7 @@ impl AsyncSampler for Etcd {
         out.push(&UP, [], up);
         self.history.up(up, &local.why(), out);
         self.export_status(local, out);
+        out.push(&LEADER_CHANGES, [], self.history.leader_changes());
         self.requests.export(out);
         if let Some(expected) = self.expected {
             out.push(&EXPECTED, [], expected);
@@ -370,7 +373,7 @@ impl AsyncSampler for Etcd {
                 out.push(&VOTERS_REACHABLE, [], voters);
             }
         }
-        if let Some(problem) = self.tls.problem() {
+        if let Some(problem) = self.tls.check().await {
             out.fail(problem.to_error());
         }
         Ok(())
@@ -380,6 +383,7 @@ impl AsyncSampler for Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::fake::{self, Message, from_member};
     use crate::host::{Distribution, Host, Installation};
     use crate::sampler;
 
@@ -440,6 +444,118 @@ mod tests {
         assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["status", "refused"]), Some(1.0));
         assert_eq!((out.series(&HAS_LEADER), out.series(&metrics::LISTED)), (0, 0));
         assert_eq!(out.take_events()[0].kind, "etcd_down");
+    }
+
+    /// One run against `url`.
+    async fn run(url: &str) -> Batch {
+        let own = serde_json::json!({"endpoints": url});
+        let Ok(Build::Run(sampler::Driver::Async(mut sampler))) = build(&own, Facts::default())
+        else {
+            panic!("it was not built")
+        };
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        out
+    }
+
+    fn member(id: u64, name: &str, url: &str) -> Message {
+        let member = Message::default().number(1, id).bytes(2, name.as_bytes());
+        member.bytes(4, url.as_bytes())
+    }
+
+    fn status() -> Message {
+        from_member(1).bytes(2, b"3.6.4").number(3, 100).number(4, 1).number(6, 2)
+    }
+
+    #[tokio::test]
+    async fn an_etcd_3_6_says_its_quota_itself() {
+        let url = fake::serve(|call, _| match call {
+            "Status" => Ok(status().number(12, 8 << 30).done()),
+            "MemberList" => Ok(from_member(1).message(2, member(1, "a", "")).done()),
+            _ => Ok(from_member(1).done()),
+        });
+        let out = run(&url.await).await;
+        assert_eq!(out.value(&metrics::QUOTA, []), Some(8_589_934_592.0));
+        assert_eq!(out.value(&QUOTA_SOURCE, ["status"]), Some(1.0));
+        assert_eq!(out.value(&MEMBER, ["a", "1", "4d", "3.6.4"]), Some(1.0));
+        assert_eq!(out.value(&VOTERS_REACHABLE, []), Some(1.0));
+        assert_eq!((out.series(&DB_IN_USE), out.series(&RAFT_APPLIED)), (0, 0), "unknown to it");
+        assert_eq!(out.reasons(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_member_list_beyond_all_measure_hides_nothing_else() {
+        let name = "x".repeat(5_000_000);
+        let url = fake::serve(move |call, _| match call {
+            "Status" => Ok(status().done()),
+            "MemberList" => Ok(from_member(1).message(2, member(1, &name, "")).done()),
+            _ => Ok(from_member(1).done()),
+        });
+        let out = run(&url.await).await;
+        assert_eq!((out.value(&UP, []), out.value(&HAS_LEADER, [])), (Some(1.0), Some(1.0)));
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["member_list", "other"]), Some(1.0));
+        assert_eq!(out.series(&metrics::LISTED), 0);
+    }
+
+    #[tokio::test]
+    async fn five_thousand_members_and_a_long_name_are_counted_and_cut() {
+        let url = fake::serve(|call, _| match call {
+            "Status" => Ok(status().done()),
+            "MemberList" => {
+                let own = from_member(1).message(2, member(1, &"x".repeat(1_000_000), ""));
+                let all = (2..=5_000).map(|id| member(id, "m", "http://127.0.0.1:1"));
+                Ok(all.fold(own, |list, member| list.message(2, member)).done())
+            }
+            _ => Ok(from_member(1).done()),
+        });
+        let out = run(&url.await).await;
+        assert_eq!(out.value(&metrics::LISTED, []), Some(5_000.0));
+        assert_eq!(out.series(&metrics::PEER), MAX_MEMBERS - 1);
+        assert_eq!(out.series(&ALARM), 2 * MAX_MEMBERS);
+        assert_eq!(out.series(&VOTERS_REACHABLE), 0, "not all were asked");
+        assert!(out.dropped_count() > 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_another_member_does_not_make_a_peer_reachable() {
+        let impostor = fake::serve(|_, _| Ok(from_member(9).done())).await;
+        let real = fake::serve(|_, _| Ok(from_member(3).done())).await;
+        let url = fake::serve(move |call, _| match call {
+            "Status" => Ok(status().done()),
+            "MemberList" => Ok(from_member(1)
+                .message(2, member(1, "a", ""))
+                .message(2, member(2, "b", &impostor))
+                .message(2, member(3, "c", &real))
+                .done()),
+            _ => Ok(from_member(1).done()),
+        });
+        let out = run(&url.await).await;
+        assert_eq!(out.value(&metrics::PEER_UP, ["3"]), Some(1.0));
+        assert_eq!(out.value(&metrics::PEER_UP, ["2"]), None);
+        assert_eq!(out.series(&VOTERS_REACHABLE), 0);
+    }
+
+    #[tokio::test]
+    async fn an_etcd_that_refuses_everything_is_up_and_kine_has_no_leader_to_lose() {
+        let refusing = fake::serve(|_, _| Err((16, "etcdserver: invalid auth token"))).await;
+        let out = run(&refusing).await;
+        assert_eq!((out.value(&UP, []), out.series(&HAS_LEADER)), (Some(1.0), 0));
+        let failed = ["status", "unauthenticated"];
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, failed), Some(1.0));
+        let kine = fake::serve(|call, _| match call {
+            "Status" => Ok(Message::default()
+                .message(1, Message::default().number(3, 9))
+                .number(3, 4096)
+                .done()),
+            _ => Err((2, "serializable is unsupported")),
+        });
+        let out = run(&kine.await).await;
+        assert_eq!((out.value(&UP, []), out.value(&DB_SIZE, [])), (Some(1.0), Some(4096.0)));
+        assert_eq!((out.series(&HAS_LEADER), out.series(&ALARM)), (0, 0));
+        let other = fake::serve(|_, _| Err((12, "unknown service etcdserverpb.KV"))).await;
+        assert_eq!(run(&other).await.value(&UP, []), Some(0.0), "some other server");
+        let garbage = fake::serve(|_, _| Ok(vec![0xff; 64])).await;
+        assert_eq!(run(&garbage).await.value(&UP, []), Some(0.0), "no protobuf");
     }
 
     #[test]

@@ -35,16 +35,21 @@ impl History {
         }
     }
 
-    /// Who leads in which term; 0 when nobody does. Returns the elections since the first call.
+    /// Elections seen since the start.
+    pub(super) fn leader_changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Who leads in which term; 0 when nobody does.
     pub(super) fn leader(
         &mut self,
         leader: u64,
         term: u64,
         roster: Option<&Roster>,
         out: &mut Batch,
-    ) -> u64 {
+    ) {
         if leader == 0 {
-            return self.changes;
+            return;
         }
         // A leader cannot change within a term: Status is no snapshot, and the new term is still to
         // come. It is taken over without being counted again.
@@ -62,7 +67,6 @@ impl History {
             let text = format!("etcd member {name} ({}) was elected leader", hex(leader));
             out.event(SystemTime::now(), "leader_changed", text.replace("  ", " "));
         }
-        self.changes
     }
 
     /// The alarms of now.
@@ -95,7 +99,10 @@ mod tests {
     fn an_election_counts_once_however_its_news_arrive() {
         let mut history = History::default();
         let mut out = Batch::default();
-        let mut see = |leader, term| history.leader(leader, term, None, &mut out);
+        let mut see = |leader, term| {
+            history.leader(leader, term, None, &mut out);
+            history.leader_changes()
+        };
         assert_eq!(see(1, 5), 0, "the first sight is no change");
         assert_eq!(see(0, 6), 0, "an election under way");
         assert_eq!(see(2, 7), 1, "another leader");
