@@ -11,6 +11,7 @@
 
 mod golden;
 mod house;
+mod kernel;
 mod lab;
 mod lab_itself;
 mod shipped;
