@@ -12,7 +12,7 @@ macro_rules! samplers {
 }
 
 samplers! {
-    exporter,
+    exporter, systemd,
 }
 
 /// The sampler with this name.
