@@ -1,7 +1,5 @@
 //! METRICS.md: every metric, with its labels and help, and what each sampler costs.
 
-use std::fmt::Write as _;
-
 use crate::metric::Desc;
 use crate::{samplers, self_metrics};
 
@@ -21,36 +19,33 @@ pub fn markdown() -> String {
     );
     for (name, def) in samplers::ALL {
         section(&mut out, &format!("`{name}`"), def.about, def.metrics);
-        let _ = writeln!(
-            out,
-            "\nEvery {} by default; each call at most {}. Cost: {}.",
+        out.push_str(&format!(
+            "\nEvery {} by default; each call at most {}. Cost: {}.\n",
             humantime::format_duration(def.interval),
             humantime::format_duration(def.timeout),
             def.cost
-        );
+        ));
     }
     out
 }
 
 fn section(out: &mut String, title: &str, about: &str, metrics: &[Desc]) {
-    let _ = writeln!(
-        out,
-        "\n## {title}\n\n{about}\n\n| metric | kind | labels | help |\n|---|---|---|---|"
-    );
+    out.push_str(&format!(
+        "\n## {title}\n\n{about}\n\n| metric | kind | labels | help |\n|---|---|---|---|\n"
+    ));
     for m in metrics {
         let labels: Vec<_> = m.labels.iter().map(|label| format!("`{label}`")).collect();
         let remembered = m.stays
             && m.kind == crate::metric::Kind::Gauge
             && !m.name.ends_with("_up")
             && !m.name.ends_with("_timestamp_seconds");
-        let _ = writeln!(
-            out,
-            "| `{}` | {}{} | {} | {} |",
+        out.push_str(&format!(
+            "| `{}` | {}{} | {} | {} |\n",
             m.name,
             m.kind.as_str(),
             if remembered { ", remembered" } else { "" },
             labels.join(", "),
             m.help.replace('|', "\\|")
-        );
+        ));
     }
 }

@@ -23,7 +23,7 @@ const ENV_PREFIX: &str = "CONTROLPLANE_EXPORTER";
 /// No sampler runs more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// No sampler runs less often, and no call waits longer.
-const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
+const MAX_INTERVAL: Duration = Duration::from_hours(24);
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -154,10 +154,11 @@ impl Config {
             // Checked on its own first: errors of the merged layers name no file.
             check_file(file, &text)?;
         }
-        let environment = environment
+        let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
             .filter(|(name, _)| name.starts_with(&format!("{ENV_PREFIX}__")))
             .collect();
+        let names: Vec<_> = environment.keys().cloned().collect();
         let source = config::Environment::with_prefix(ENV_PREFIX)
             .prefix_separator("__")
             .separator("__")
@@ -174,10 +175,16 @@ impl Config {
                 .map_err(flag_error)?;
         }
         let merged = builder.build().map_err(|error| plain("environment", "", error))?;
-        let origin = flags.file.as_deref().map_or("environment or command line".into(), |file| {
-            format!("{}, environment or command line", file.display())
-        });
-        Self::from_tree(&to_json(merged.cache), &origin)
+        // The file alone was found to be right, so a variable or a flag is wrong.
+        Self::from_tree(&to_json(merged.cache), "environment or command line").map_err(|error| {
+            let variable = format!("{ENV_PREFIX}__{}", error.key.to_uppercase().replace('.', "__"));
+            match names.iter().find(|name| name.to_uppercase().starts_with(&variable)) {
+                Some(name) => {
+                    ConfigError { origin: format!("environment variable {name}"), ..error }
+                }
+                None => error,
+            }
+        })
     }
 
     /// The configuration that these values make.
@@ -225,6 +232,34 @@ impl Config {
             host: parse(section("host"), "host", origin)?,
             samplers,
         })
+    }
+
+    /// The configuration in the shape of a file, defaults included.
+    pub fn to_yaml(&self) -> String {
+        let mut tree = json!({
+            "web": self.web,
+            "log": self.log,
+            "path": self.path,
+            "host": self.host,
+        });
+        for (name, def) in samplers::ALL {
+            let options = self.samplers.get(name).and_then(Option::as_ref);
+            let mut section = (def.defaults)();
+            section["enabled"] = options.is_some().into();
+            let (interval, timeout) =
+                options.map_or((def.interval, def.timeout), |o| (o.interval, o.timeout));
+            section["interval"] = humantime::format_duration(interval).to_string().into();
+            section["timeout"] = humantime::format_duration(timeout).to_string().into();
+            for (key, value) in options.into_iter().flat_map(|o| &o.own) {
+                section[key] = value.clone();
+            }
+            tree[*name] = section;
+        }
+        let mut out = String::new();
+        // Writing to memory does not fail.
+        yaml_rust2::YamlEmitter::new(&mut out).dump(&to_yaml(&tree)).ok();
+        out.push('\n');
+        out
     }
 
     /// The configuration without a file, an environment or flags.
@@ -323,6 +358,23 @@ fn to_json(value: Value) -> serde_json::Value {
         ValueKind::Table(table) => {
             table.into_iter().map(|(key, value)| (key, to_json(value))).collect()
         }
+    }
+}
+
+fn to_yaml(value: &serde_json::Value) -> yaml_rust2::Yaml {
+    use yaml_rust2::Yaml;
+    match value {
+        serde_json::Value::Null => Yaml::Null,
+        serde_json::Value::Bool(b) => Yaml::Boolean(*b),
+        serde_json::Value::Number(n) => match n.as_i64() {
+            Some(n) => Yaml::Integer(n),
+            None => Yaml::Real(n.to_string()),
+        },
+        serde_json::Value::String(s) => Yaml::String(s.clone()),
+        serde_json::Value::Array(values) => Yaml::Array(values.iter().map(to_yaml).collect()),
+        serde_json::Value::Object(map) => Yaml::Hash(
+            map.iter().map(|(key, value)| (Yaml::String(key.clone()), to_yaml(value))).collect(),
+        ),
     }
 }
 
@@ -458,7 +510,10 @@ mod tests {
         let options = config.samplers["filesystem"].as_ref().unwrap();
         assert_eq!(options.interval, Duration::from_secs(7));
         let error = load(yaml, &[("CONTROLPLANE_EXPORTER__FILESYSTEM__PATH", "/")]).unwrap_err();
-        assert!(error.to_string().contains("environment"), "{error}");
+        let text = error.to_string();
+        let expected =
+            "environment variable CONTROLPLANE_EXPORTER__FILESYSTEM__PATH: filesystem.path:";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]
@@ -466,6 +521,16 @@ mod tests {
         let config = load("filesystem: {enabled: false}\nexporter:\n", &[]).unwrap();
         assert!(config.samplers["filesystem"].is_none());
         assert!(config.samplers["exporter"].is_some());
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let config =
+            load("filesystem: {interval: 7s, paths: [/a]}\nexporter: {enabled: false}", &[]);
+        let config = config.unwrap();
+        let printed = config.to_yaml();
+        assert!(printed.contains("interval: 7s"), "{printed}");
+        assert_eq!(load(&printed, &[]).unwrap().to_yaml(), printed);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `controlplane-exporter inspect`: what was detected, which samplers are on, which are off and why.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::config::Config;
@@ -12,24 +11,20 @@ use crate::samplers;
 pub fn report(config: &Config, facts: &Facts) -> String {
     let mut out = String::new();
     let line = |out: &mut String, key: &str, value: &str| {
-        let _ = writeln!(out, "  {key:<14} {value}");
+        out.push_str(&format!("  {key:<14} {value}\n"));
     };
     let path = |p: Option<&Path>| p.map_or("-".to_owned(), |p| p.display().to_string());
-    let _ = writeln!(
-        out,
-        "Node {}",
+    out.push_str(&format!(
+        "Node {}\n",
         if facts.hostname.is_empty() { "(no name)" } else { &facts.hostname }
-    );
+    ));
     if facts.installations.is_empty() {
-        let _ = writeln!(
-            out,
-            "\nNo Kubernetes control plane was found below {}.\nIf there is one, say where it is in the section `host` of the configuration.",
-            config.path.rootfs.display()
-        );
+        out.push_str(&format!("\nNo Kubernetes control plane was found below {}.\nIf there is one, say where it is in the section `host` of the configuration.\n",
+            config.path.rootfs.display()));
     }
     for node in &facts.installations {
         let version = node.version.as_deref().unwrap_or("(version unknown)");
-        let _ = writeln!(out, "\n{} {version}", node.distribution);
+        out.push_str(&format!("\n{} {version}\n", node.distribution));
         line(&mut out, "role", node.role.as_str());
         line(&mut out, "running", if node.running { "yes" } else { "no process seen" });
         line(&mut out, "datastore", node.datastore.as_str());
@@ -52,7 +47,7 @@ pub fn report(config: &Config, facts: &Facts) -> String {
         line(&mut out, "found by", &evidence.join(", "));
     }
     if let Some(place) = &facts.datastore {
-        let _ = writeln!(out, "\nDatastore");
+        out.push_str("\nDatastore\n");
         line(&mut out, "path", &path(Some(&place.path)));
         let mount =
             format!("{} ({} on {})", place.mount_point.display(), place.fstype, place.source);
@@ -60,7 +55,7 @@ pub fn report(config: &Config, facts: &Facts) -> String {
         let disks = if place.disks.is_empty() { "unknown".into() } else { place.disks.join(", ") };
         line(&mut out, "disks", &disks);
     }
-    let _ = writeln!(out, "\nSamplers");
+    out.push_str("\nSamplers\n");
     let host = Host::at(&config.path.rootfs).with_facts(facts.clone());
     for (name, def) in samplers::ALL {
         let verdict = match config.samplers.get(name).and_then(Option::as_ref) {
@@ -79,9 +74,9 @@ pub fn report(config: &Config, facts: &Facts) -> String {
         line(&mut out, name, &verdict);
     }
     if !facts.notes.is_empty() {
-        let _ = writeln!(out, "\nNotes");
+        out.push_str("\nNotes\n");
         for note in &facts.notes {
-            let _ = writeln!(out, "  - {note}");
+            out.push_str(&format!("  - {note}\n"));
         }
     }
     out

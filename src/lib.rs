@@ -42,7 +42,7 @@ use self_metrics::Statuses;
 use store::Store;
 
 /// How often the node is looked at anew: an agent may boot before k3s, and a snap refreshes.
-const DETECT_INTERVAL: Duration = Duration::from_secs(60);
+const DETECT_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a look may take before the agent goes on without it.
 const DETECT_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -69,9 +69,7 @@ fn main() -> ExitCode {
         Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
-        Some(Command::Config) => load(&cli).and_then(|(config, _)| {
-            print(&format!("{}\n", serde_json::to_string_pretty(&config)?))
-        }),
+        Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),
         Some(Command::Inspect) => load(&cli).and_then(|(config, _)| inspect(&config)),
         None => load(&cli).and_then(|(config, flags)| serve(config, flags)),
     };
@@ -176,7 +174,7 @@ fn start_log(log: &config::Log) {
     let registry = tracing_subscriber::registry().with(filter);
     match log.format {
         LogFormat::Logfmt => {
-            registry.with(tracing_logfmt::builder().layer().with_writer(io::stderr)).init()
+            registry.with(tracing_logfmt::builder().layer().with_writer(io::stderr)).init();
         }
         LogFormat::Json => registry
             .with(

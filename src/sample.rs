@@ -309,7 +309,7 @@ impl Batch {
         for (name, labels, value) in wire.series {
             match catalog.iter().find(|d| d.name == name && d.labels.len() == labels.len()) {
                 Some(desc) => {
-                    batch.add(desc.name, labels.iter().map(|l| clean(l)).collect(), value)
+                    batch.add(desc.name, labels.iter().map(|l| clean(l)).collect(), value);
                 }
                 None => batch.dropped += 1,
             }

@@ -130,12 +130,19 @@ pub struct SamplerDef {
     pub timeout: Duration,
     /// Every metric it may export, in the order of `/metrics`.
     pub metrics: &'static [Desc],
+    /// Its own keys with their defaults.
+    pub defaults: fn() -> serde_json::Value,
     /// The facts it was built from: when they change, it is built anew.
     pub uses: fn(&Facts) -> serde_json::Value,
     /// Checks the options and builds it; cheap, and without any I/O.
     pub build: fn(&Options, &Host) -> Result<Build, OptionsError>,
     /// What a run costs, as measured; printed in METRICS.md.
     pub cost: &'static str,
+}
+
+/// For [`SamplerDef::defaults`]: the default options as JSON.
+pub fn defaults<T: Default + Serialize>() -> serde_json::Value {
+    serde_json::to_value(T::default()).unwrap_or_default()
 }
 
 /// For [`SamplerDef::uses`]: facts as JSON.

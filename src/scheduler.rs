@@ -58,7 +58,8 @@ impl Scheduler {
     pub fn apply(&mut self, config: &Config, host: &Host) {
         for (name, def) in samplers::ALL {
             let options = config.samplers.get(name).and_then(Option::as_ref);
-            let inputs = format!("{options:?} {} {:?}", (def.uses)(host.facts()), host.rootfs());
+            let inputs =
+                format!("{options:?} {} {}", (def.uses)(host.facts()), host.rootfs().display());
             if self.tasks.get(name).is_some_and(|task| task.inputs == inputs) {
                 continue;
             }
@@ -167,15 +168,14 @@ impl Run {
         statuses.begin(self.name);
         let deadline = self.options.interval + 2 * self.options.timeout;
         let mut run = self.start(driver, slot.clone(), deadline);
-        let ended = match tokio::time::timeout(deadline, &mut run).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                let what = format!("the run has not ended within {deadline:?}");
-                tracing::warn!(sampler = self.name, "{what}");
-                statuses.overdue(self.name, &what);
-                self.store.touch();
-                run.await
-            }
+        let ended = if let Ok(ended) = tokio::time::timeout(deadline, &mut run).await {
+            ended
+        } else {
+            let what = format!("the run has not ended within {deadline:?}");
+            tracing::warn!(sampler = self.name, "{what}");
+            statuses.overdue(self.name, &what);
+            self.store.touch();
+            run.await
         };
         match ended {
             Ok(Outcome { driver, batch, result }) => {
@@ -277,4 +277,120 @@ pub fn run_isolated(name: &str) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::metric::Metric;
+    use crate::self_metrics::Statuses;
+
+    static VALUE: Metric<0> = Metric::gauge("process_threads", "h", []);
+
+    /// What the test's sampler does in its next run.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Next {
+        Succeed(u64),
+        Fail,
+        Panic,
+        /// Wait until the gate opens, then succeed.
+        Hang,
+    }
+
+    static NEXT: Mutex<Next> = Mutex::new(Next::Fail);
+    static GATE: Semaphore = Semaphore::const_new(0);
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+
+    struct Scripted;
+
+    #[async_trait]
+    impl AsyncSampler for Scripted {
+        async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
+            STARTED.fetch_add(1, Ordering::Relaxed);
+            let next = *NEXT.lock().unwrap();
+            match next {
+                Next::Succeed(value) => out.push(&VALUE, [], value),
+                Next::Fail => return Err(SampleError::call("peer", "no")),
+                Next::Panic => panic!("as the test wants"),
+                Next::Hang => {
+                    GATE.acquire().await.unwrap().forget();
+                    out.push(&VALUE, [], 99u64);
+                }
+            }
+            Ok(())
+        }
+    }
+
+    static DEF: SamplerDef = SamplerDef {
+        about: "",
+        interval: Duration::from_secs(10),
+        timeout: Duration::from_secs(1),
+        metrics: &[VALUE.desc()],
+        defaults: || serde_json::json!({}),
+        uses: |_| serde_json::Value::Null,
+        build: |_, _| Ok(Build::tasked(Scripted)),
+        cost: "",
+    };
+
+    /// The scheduler's rules, in one test because the script above is shared.
+    #[tokio::test(start_paused = true)]
+    async fn a_run_is_started_once_counted_once_and_its_late_result_is_accepted() {
+        let store = Arc::new(Store::new(Arc::new(Statuses::default())));
+        let options =
+            Options { interval: DEF.interval, timeout: DEF.timeout, own: serde_json::Map::new() };
+        let run = Run {
+            name: "exporter",
+            def: &DEF,
+            options,
+            host: Host::at("/"),
+            store: Arc::clone(&store),
+        };
+        let (stop, stopped) = watch::channel(false);
+        *NEXT.lock().unwrap() = Next::Succeed(1);
+        let task = tokio::spawn(run.forever(Driver::Async(Box::new(Scripted)), None, stopped));
+        let status = || store.statuses().all().remove("exporter").unwrap();
+        let failures = |reason: &str| {
+            let name = "controlplane_sampler_failures_total";
+            store.value(name, &["exporter", reason])
+        };
+        let value = || store.value("process_threads", &[]);
+
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((status().up, value()), (Some(true), Some(1.0)), "the first run is at once");
+
+        *NEXT.lock().unwrap() = Next::Fail;
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!((status().up, failures("call")), (Some(false), Some(1.0)));
+        assert_eq!(value(), Some(1.0), "the batch of a failed run is dropped, the old one stays");
+
+        *NEXT.lock().unwrap() = Next::Panic;
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!((status().up, failures("panic")), (Some(false), Some(1.0)));
+
+        *NEXT.lock().unwrap() = Next::Succeed(2);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!((status().up, value()), (Some(true), Some(2.0)), "built anew after a panic");
+
+        *NEXT.lock().unwrap() = Next::Hang;
+        let before = STARTED.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(STARTED.load(Ordering::Relaxed), before + 1, "a hung run is not started again");
+        assert_eq!((status().up, failures("deadline")), (Some(false), Some(1.0)));
+        assert!(status().inflight.is_some(), "its age grows");
+
+        GATE.add_permits(1);
+        *NEXT.lock().unwrap() = Next::Succeed(3);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!((status().up, value()), (Some(true), Some(99.0)), "a late result is accepted");
+        assert_eq!(failures("deadline"), Some(1.0));
+
+        stop.send_replace(true);
+        tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+    }
 }

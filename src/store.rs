@@ -7,11 +7,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use tokio::time::Instant;
 
 use crate::metric::{Desc, Kind};
 use crate::sample::{Batch, Event, Series, Value};
@@ -21,7 +22,7 @@ use crate::self_metrics::{self, Statuses};
 /// How long a rendered body may be handed out although ages in it have grown.
 const REUSE: Duration = Duration::from_millis(250);
 /// Present-state gauges live at least this long without a run.
-const MIN_STALE: Duration = Duration::from_secs(60);
+const MIN_STALE: Duration = Duration::from_mins(1);
 /// The ring of events keeps this many.
 const EVENTS: usize = 1_000;
 
@@ -213,5 +214,74 @@ fn encode_value(kind: Kind, value: &Value, metric: &mut MetricEncoder) -> std::f
             metric.encode_counter::<NoLabelSet, f64, u64>(&number(other), None)
         }
         other => metric.encode_gauge(&number(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::metric::Metric;
+
+    // Borrowed names: only what the catalog lists is rendered.
+    static GAUGE: Metric<0> = Metric::gauge("process_threads", "h", []);
+    static COUNTER: Metric<0> = Metric::counter("process_cpu_seconds_total", "h", []);
+
+    fn store() -> Arc<Store> {
+        let store = Arc::new(Store::default());
+        let mut batch = Batch::default();
+        batch.push(&GAUGE, [], 4u64);
+        batch.push(&COUNTER, [], 7u64);
+        store.put("exporter", batch, Duration::from_secs(5));
+        store
+    }
+
+    fn text(store: &Arc<Store>) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Arc::clone(store)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_sampler_loses_its_gauges_after_a_minute_and_keeps_its_counters() {
+        let store = store();
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(text(&store).contains("process_threads 4.0"));
+        assert_eq!(store.value("process_threads", &[]), Some(4.0));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!text(&store).contains("process_threads"));
+        assert!(text(&store).contains("process_cpu_seconds_total 7.0"));
+        assert_eq!(store.value("process_threads", &[]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_reused_until_a_batch_changes_and_at_most_a_quarter_of_a_second() {
+        let store = store();
+        let body = |text: &'static str| {
+            store.body("text", || Ok::<_, std::fmt::Error>(text.as_bytes().to_vec())).unwrap()
+        };
+        assert_eq!(body("one"), "one");
+        assert_eq!(body("two"), "one");
+        store.touch();
+        assert_eq!(body("three"), "three");
+        tokio::time::advance(Duration::from_millis(251)).await;
+        assert_eq!(body("four"), "four");
+    }
+
+    #[test]
+    fn the_ring_keeps_the_newest_events() {
+        let store = Store::default();
+        for i in 0..=EVENTS {
+            let mut batch = Batch::default();
+            batch.event(SystemTime::UNIX_EPOCH, "test", i.to_string());
+            store.put("exporter", batch, Duration::from_secs(1));
+        }
+        let events = store.events();
+        assert_eq!((events.len(), &*events[0].text), (EVENTS, "1"));
     }
 }

@@ -74,7 +74,7 @@ pub struct Installation {
 pub enum Distribution {
     /// Talos Linux. It has no host services: the agent can only run as a pod there.
     Talos,
-    /// `MicroK8s`, the snap.
+    /// MicroK8s, the snap.
     Microk8s,
     /// Canonical Kubernetes, the snap `k8s`.
     CanonicalK8s,

@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use procfs::FromRead;
 use rustix::time::{ClockId, clock_gettime};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::metric::Metric;
 use crate::sample::{Batch, Number, SampleError};
-use crate::sampler::{BlockingSampler, Build, SamplerDef, facts};
+use crate::sampler::{BlockingSampler, Build, SamplerDef, defaults, facts};
 
 /// See the module's page.
 pub static SAMPLER: SamplerDef = SamplerDef {
@@ -32,6 +32,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         THREADS.desc(),
         START.desc(),
     ],
+    defaults: defaults::<Options>,
     uses: |all| facts((&all.hostname, all.boot_time, &all.installations)),
     build: |options, host| {
         let _: Options = options.parse()?;
@@ -69,7 +70,7 @@ static START: Metric<0> =
     Metric::gauge("process_start_time_seconds", "When the agent started, in Unix time.", []);
 
 /// It has no keys of its own.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {}
 
@@ -109,6 +110,8 @@ impl BlockingSampler for Exporter {
 
 /// The agent's own resources. These are the files of this process, not of the host's root.
 fn process(out: &mut Batch) -> Result<(), procfs::ProcError> {
+    // Computed once: the clock may be set while the agent runs.
+    static STARTED: OnceLock<f64> = OnceLock::new();
     let stat = procfs::process::Stat::from_file("/proc/self/stat")?;
     let ticks = rustix::param::clock_ticks_per_second() as f64;
     out.push(&CPU, [], (stat.utime + stat.stime) as f64 / ticks);
@@ -120,8 +123,6 @@ fn process(out: &mut Batch) -> Result<(), procfs::ProcError> {
     if let Some(max) = limit.current {
         out.push(&MAX_FDS, [], max);
     }
-    // Computed once: the clock may be set while the agent runs.
-    static STARTED: OnceLock<f64> = OnceLock::new();
     let started = STARTED.get_or_init(|| {
         let uptime = clock_gettime(ClockId::Boottime);
         let uptime = uptime.tv_sec as f64 + uptime.tv_nsec as f64 / 1e9;

@@ -1,0 +1,44 @@
+# Everything a user or a developer runs. On a fresh Debian or Ubuntu machine with Rust, each target
+# installs what it needs first.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long lint fmt golden docs bench setup setup-build
+
+OPTIONS ?=
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup-build: ## Install what a build needs: protoc, which etcd-client compiles its protocol with
+	@command -v protoc >/dev/null || { $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq protobuf-compiler; }
+
+setup: ## Install what the tests need
+	@tests/setup.sh
+
+run: setup-build ## Build and serve the figures of this machine on :10379 (OPTIONS=… for flags)
+	cargo build --release --locked
+	./target/release/controlplane-exporter $(OPTIONS)
+
+test: setup ## Everything that must pass, with the seconds of each group
+	@tests/run.sh
+
+test-long: setup ## What takes too long for every change; commit its table with date and revision
+	@tests/run.sh long
+
+lint: setup ## Formatting, clippy, licences
+	@tests/run.sh lint
+
+fmt: ## Format the code
+	cargo fmt && cargo fmt -- src/samplers/*.rs
+
+golden: ## Write the golden files anew; look at the difference before you commit it
+	UPDATE_GOLDEN=1 cargo test --locked --test golden
+
+docs: ## Write METRICS.md anew
+	cargo run --quiet --locked -- catalog > METRICS.md.new && mv METRICS.md.new METRICS.md
+
+bench: setup-build ## Time the hot paths
+	cargo bench --locked

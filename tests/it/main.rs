@@ -1,0 +1,13 @@
+//! Integration tests against real daemons: etcd, systemd as PID 1, Prometheus, and disks that fail for real.
+//!
+//! `tests/setup.sh` installs what they need; `lab` starts it. A test that lacks something fails and says
+//! so, it never passes quietly. Each test's first line is `lab::together()` or, when it measures time or
+//! reads the kernel log, `lab::alone()`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+mod lab;
+mod lab_itself;

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Runs the groups of tests, prints the seconds of each, and ends with a table.
+#
+#   tests/run.sh         everything of `make test`
+#   tests/run.sh lint    formatting, clippy, licences
+#   tests/run.sh long    what takes too long for every change
+set -uo pipefail
+cd "$(dirname "$0")/.."
+cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
+export CONTROLPLANE_EXPORTER_CACHE=$cache
+
+table=()
+failed=0
+group() { # NAME COMMAND…
+  local name=$1 from=$SECONDS verdict=ok
+  shift
+  printf '\n== %s: %s\n' "$name" "$*"
+  "$@" || { verdict=FAILED; failed=1; }
+  table+=("$(printf '%-14s %5d s  %s' "$name" $((SECONDS - from)) "$verdict")")
+}
+
+lint() {
+  group fmt cargo fmt --check
+  group fmt-samplers cargo fmt --check -- src/samplers/*.rs
+  group clippy cargo clippy --locked --all-targets -- -D warnings
+  group deny "$cache/cargo-deny/bin/cargo-deny" --log-level error check bans licenses sources
+}
+
+case ${1:-all} in
+  lint) lint ;;
+  long) group long cargo test --locked --test it -- --ignored --test-threads=1 ;;
+  all)
+    lint
+    group build cargo test --locked --no-run
+    group unit cargo test --locked --lib --bins
+    group files cargo test --locked --test golden --test shipped
+    # Real daemons share two cores, loop devices and the kernel's log: one test after the other.
+    group it cargo test --locked --test it -- --test-threads=1
+    ;;
+  *) echo "usage: tests/run.sh [lint|long]" >&2; exit 2 ;;
+esac
+
+printf '\n%s\n' "${table[@]}"
+exit $failed
