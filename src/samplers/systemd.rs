@@ -13,12 +13,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use crate::config;
 use crate::host::{Facts, Host};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, facts};
+use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 mod bus;
 mod track;
@@ -41,6 +42,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         LAST_EXIT.desc(),
         LAST_EXIT_TIME.desc(),
     ],
+    defaults: defaults::<Options>,
     uses: |all| facts(units(all)),
     build: |options, host| {
         let own: Options = options.parse()?;
@@ -114,17 +116,27 @@ const MAX_UNITS: usize = 64;
 const CONCURRENT: usize = 16;
 /// Kinds of units, as the last part of their names.
 const KINDS: [&str; 11] = [
-    "service", "socket", "target", "device", "mount", "automount", "swap", "timer", "path", "slice",
+    "service",
+    "socket",
+    "target",
+    "device",
+    "mount",
+    "automount",
+    "swap",
+    "timer",
+    "path",
+    "slice",
     "scope",
 ];
 
 /// Section `systemd` of the configuration.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {
     /// Units to watch instead of those that detection finds: names, and globs such as
     /// `k3s*.service`, which match the units that systemd has loaded. A name without a kind is a
     /// service, and is expected to run unless the node's role says otherwise.
+    #[serde(deserialize_with = "config::list")]
     units: Vec<String>,
     /// `system`, `user`, or any D-Bus address; with `unix:path=/run/systemd/private` systemd is
     /// asked without a bus, which takes root. The system bus is looked for below `--path.rootfs`;
@@ -185,7 +197,8 @@ impl Wanted {
         }
         if configured.is_empty() {
             // One impossible name would make systemd refuse the whole list.
-            let possible = |name: &&str| !is_glob(name) && full_name(name).is_ok_and(|n| n == **name);
+            let possible =
+                |name: &&str| !is_glob(name) && full_name(name).is_ok_and(|n| n == **name);
             let names = detected.iter().map(|(name, _)| *name).filter(possible);
             wanted.names = names.map(str::to_owned).collect();
         }
@@ -225,7 +238,10 @@ fn full_name(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} is not the name of a unit"));
     }
     if name.contains("@.") {
-        return Err(format!("{text:?} is a template; name an instance or `{}`", name.replace("@.", "@*.")));
+        return Err(format!(
+            "{text:?} is a template; name an instance or `{}`",
+            name.replace("@.", "@*.")
+        ));
     }
     Ok(name)
 }
@@ -361,7 +377,8 @@ fn happened(
     }
     // A unit that restarts ten times a second fills no ring: one event a run.
     if let Some(exit) = tracker.exit.as_ref().filter(|_| new > 0) {
-        let times = if new > 1 { format!(", {new} exits since the last look") } else { String::new() };
+        let times =
+            if new > 1 { format!(", {new} exits since the last look") } else { String::new() };
         let time = exit.time().unwrap_or_else(SystemTime::now);
         out.event(time, "unit_exit", format!("{name} {exit}{times}"));
     }

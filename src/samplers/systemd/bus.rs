@@ -13,7 +13,9 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use zbus::address::transport::{Transport, Unix, UnixSocket};
 use zbus::message::Type;
-use zbus::{Address, Connection, DynamicType, Message, MessageStream, OwnedObjectPath, Variant, fdo};
+use zbus::{
+    Address, Connection, DynamicType, Message, MessageStream, OwnedObjectPath, Variant, fdo,
+};
 
 use super::track::Exit;
 use crate::sample::SampleError;
@@ -145,18 +147,8 @@ pub(super) struct Details {
 
 /// A unit as the manager lists it: id, description, load state, active state, sub state, the unit
 /// it follows, object, job id, job type, job object.
-type Line = (
-    String,
-    String,
-    String,
-    String,
-    String,
-    String,
-    OwnedObjectPath,
-    u32,
-    String,
-    OwnedObjectPath,
-);
+type Line =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// What the reading task and the sampler share.
 #[derive(Debug, Default)]
@@ -239,7 +231,13 @@ impl Bus {
         self.target.error(error)
     }
 
-    async fn call<B>(&self, path: &str, interface: &str, method: &str, body: &B) -> zbus::Result<Message>
+    async fn call<B>(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) -> zbus::Result<Message>
     where
         B: serde::Serialize + DynamicType,
     {
@@ -365,7 +363,12 @@ impl Bus {
     }
 
     /// One property; nothing when this systemd does not have it.
-    async fn get(&self, unit: &Listed, interface: &str, name: &str) -> zbus::Result<Option<Message>> {
+    async fn get(
+        &self,
+        unit: &Listed,
+        interface: &str,
+        name: &str,
+    ) -> zbus::Result<Option<Message>> {
         match self.call(&unit.path, PROPERTIES, "Get", &(interface, name)).await {
             Ok(reply) => Ok(Some(reply)),
             Err(zbus::Error::FDO(error)) if is_unknown(&error) => Ok(None),
