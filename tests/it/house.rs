@@ -1,0 +1,246 @@
+//! The agent as a process: start, formats, reload, exit, and what it says when something is wrong.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::lab;
+use crate::lab::agent::{Agent, Options, Scrape};
+use crate::lab::{http, prometheus};
+
+const SECOND: Duration = Duration::from_secs(1);
+const RELOAD_OK: &str = "controlplane_exporter_config_last_reload_successful";
+const INTERVAL: &str = "controlplane_sampler_interval_seconds";
+
+/// Runs the agent to its end.
+fn agent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_controlplane-exporter")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn each_format_carries_the_content_type_of_its_specification() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let get = |accept: &str, encoding: &str| {
+        let headers = [("Accept", accept), ("Accept-Encoding", encoding)];
+        http::request(agent.address(), "GET", "/metrics", &headers, 5 * SECOND).unwrap()
+    };
+    let text = get("", "");
+    assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(text.header("vary"), Some("Accept, Accept-Encoding"));
+    let open = get("application/openmetrics-text;version=1.0.0;escaping=underscores", "");
+    assert_eq!(
+        open.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores")
+    );
+    assert!(open.text().ends_with("# EOF\n"));
+    let zipped = get("", "gzip");
+    assert_eq!(zipped.header("content-encoding"), Some("gzip"));
+    let mut plain = String::new();
+    flate2::read::GzDecoder::new(&zipped.body[..]).read_to_string(&mut plain).unwrap();
+    assert!(plain.contains("controlplane_exporter_build_info{"));
+}
+
+#[test]
+fn both_text_formats_pass_the_parsers_of_prometheus() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    agent.wait_until("all samplers have run", "controlplane_sampler_up", 20 * SECOND, |_| {
+        agent.get("/-/ready").is_ok_and(|ready| ready.status == 200)
+    });
+    assert_eq!(prometheus::promtool_complaints(&agent.scrape().text), "");
+    let headers = [("Accept", "application/openmetrics-text;version=1.0.0")];
+    let open = http::request(agent.address(), "GET", "/metrics", &headers, 5 * SECOND).unwrap();
+    assert_eq!(prometheus::openmetrics_complaint(&open.text()), None);
+}
+
+#[test]
+fn prometheus_scrapes_for_a_minute_without_an_error_or_a_doubtful_sample() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let server = prometheus::Prometheus::start(&format!(
+        "global: {{scrape_interval: 1s}}\n\
+         scrape_configs:\n\
+         - {{job_name: agent, static_configs: [{{targets: ['{}']}}]}}\n\
+         - {{job_name: prometheus, scrape_interval: 5s, static_configs: [{{targets: ['PROM']}}]}}\n",
+        agent.address()
+    ));
+    std::thread::sleep(Duration::from_mins(1));
+    let value = |expression: &str| server.query(expression).first().map(|series| series.value);
+    assert_eq!(value(r#"min_over_time(up{job="agent"}[58s])"#), Some(1.0));
+    assert!(value(r#"count_over_time(up{job="agent"}[1m])"#).is_some_and(|n| n >= 50.0));
+    assert_eq!(value(r#"resets(process_cpu_seconds_total{job="agent"}[1m])"#), Some(0.0));
+    let own = Scrape::parse(&http::get(server.address(), "/metrics").unwrap().text()).unwrap();
+    for doubt in ["duplicate_timestamp", "out_of_order", "out_of_bounds"] {
+        let name = format!("prometheus_target_scrapes_sample_{doubt}_total");
+        assert_eq!(own.value(&name, &[]), Some(0.0), "{name}");
+    }
+}
+
+#[test]
+fn pages_that_are_not_there_answer_404_and_the_others_answer() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    for (path, status) in [
+        ("/", 200),
+        ("/-/healthy", 200),
+        ("/api/v1/status", 200),
+        ("/-/reload", 405),
+        ("/metrics/", 404),
+        ("/../etc/passwd", 404),
+        ("/favicon.ico", 404),
+    ] {
+        assert_eq!(agent.get(path).unwrap().status, status, "{path}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_slice(&agent.get("/api/v1/status").unwrap().body).unwrap();
+    assert!(json["samplers"].as_array().is_some_and(|all| !all.is_empty()), "{json}");
+}
+
+#[test]
+fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() {
+    let _turn = lab::together();
+    let agent = Agent::start("exporter: {interval: 5s}");
+    let sampler = [("sampler", "exporter")];
+    agent.wait_value(INTERVAL, &sampler, 5.0, 10 * SECOND);
+
+    agent.write_config("exporter: {interval: 7s}");
+    agent.signal(Signal::HUP);
+    agent.wait_value(INTERVAL, &sampler, 7.0, 10 * SECOND);
+
+    agent.write_config("exporter: {intervall: 9s}");
+    let refused = http::request(agent.address(), "POST", "/-/reload", &[], 10 * SECOND).unwrap();
+    assert_eq!(refused.status, 500);
+    let text = refused.text();
+    assert!(text.contains("config.yaml: exporter.intervall: unknown field"), "{text}");
+    let scrape = agent.scrape();
+    assert_eq!(scrape.value(INTERVAL, &sampler), Some(7.0), "the old one stays");
+    assert_eq!(scrape.value(RELOAD_OK, &[]), Some(0.0));
+
+    agent.write_config("exporter: {interval: 9s}");
+    let taken = http::request(agent.address(), "POST", "/-/reload", &[], 10 * SECOND).unwrap();
+    assert_eq!((taken.status, taken.text().as_str()), (200, "reloaded\n"));
+    let scrape = agent.wait_value(INTERVAL, &sampler, 9.0, 10 * SECOND);
+    assert_eq!(scrape.value(RELOAD_OK, &[]), Some(1.0));
+}
+
+#[test]
+fn a_wrong_configuration_is_one_line_that_names_file_key_and_reason() {
+    let _turn = lab::together();
+    let folder = lab::temp_dir("config");
+    let file = folder.path().join("agent.yaml");
+    std::fs::write(&file, "filesystem: {pathes: [/]}").unwrap();
+    let file = file.to_str().unwrap();
+    for args in [["config", "--config.file", file].as_slice(), &["--config.file", file]] {
+        let output = agent(args);
+        assert_eq!(output.status.code(), Some(1));
+        let text = stderr(&output);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let expected = format!("controlplane-exporter: {file}: filesystem.pathes: unknown field");
+        assert!(text.starts_with(&expected), "{text}");
+    }
+    let missing = agent(&["config", "--config.file", "/nonexistent.yaml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).contains("/nonexistent.yaml: No such file"), "{}", stderr(&missing));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_the_way_out() {
+    let _turn = lab::together();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = agent(&["--web.listen-address", &address]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.contains(&format!("listening on {address}")), "{text}");
+    assert!(text.contains("--web.listen-address") && text.contains("in use"), "{text}");
+}
+
+#[test]
+fn two_agents_on_one_node_do_not_disturb_each_other() {
+    let _turn = lab::together();
+    let (one, two) = (Agent::start(""), Agent::start(""));
+    for agent in [&one, &two] {
+        let up = [("sampler", "exporter")];
+        agent.wait_value("controlplane_sampler_up", &up, 1.0, 10 * SECOND);
+    }
+}
+
+#[test]
+fn an_unreachable_root_starts_normally_and_says_so() {
+    let _turn = lab::together();
+    let options = Options { rootfs: Some("/nonexistent/root".into()), ..Options::default() };
+    let agent = Agent::start_with(options);
+    agent.wait_value("controlplane_sampler_up", &[("sampler", "exporter")], 1.0, 10 * SECOND);
+    let scrape = agent.scrape();
+    let node = scrape.all("controlplane_exporter_node_info", &[("distribution", "none")]);
+    assert_eq!(node.len(), 1, "{}", scrape.text);
+    assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
+}
+
+#[test]
+fn sigterm_ends_it_with_0_within_five_seconds_even_with_clients_connected() {
+    let _turn = lab::together();
+    let mut agent = Agent::start("");
+    // One silent client, and one in the middle of its request.
+    let _silent = TcpStream::connect(agent.address()).unwrap();
+    let mut slow = TcpStream::connect(agent.address()).unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap();
+    let started = Instant::now();
+    let status = agent.stop(5 * SECOND);
+    assert_eq!(status.code(), Some(0));
+    assert!(started.elapsed() < 5 * SECOND);
+}
+
+#[test]
+fn systemd_hears_that_it_is_ready_that_it_lives_and_that_it_reloads() {
+    let _turn = lab::together();
+    let folder = lab::temp_dir("notify");
+    let path = folder.path().join("socket");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(5 * SECOND)).unwrap();
+    let env = [
+        ("NOTIFY_SOCKET".to_owned(), path.to_str().unwrap().to_owned()),
+        ("WATCHDOG_USEC".to_owned(), "400000".to_owned()),
+    ];
+    let agent = Agent::start_with(Options { env: env.into(), ..Options::default() });
+    let hear = |wanted: &str| {
+        for _ in 0..100 {
+            let mut buffer = [0; 512];
+            let n = socket.recv(&mut buffer).expect("a message of the agent");
+            let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+            if text.contains(wanted) {
+                return text;
+            }
+        }
+        panic!("systemd never heard {wanted}");
+    };
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    agent.signal(Signal::HUP);
+    assert!(hear("RELOADING=1").contains("MONOTONIC_USEC="));
+    hear("READY=1");
+    agent.signal(Signal::TERM);
+    hear("STOPPING=1");
+}
+
+#[test]
+fn inspect_says_what_was_found_and_what_each_sampler_does() {
+    let _turn = lab::together();
+    let output = agent(&["inspect", "--path.rootfs", "/nonexistent/root"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("No Kubernetes control plane was found below /nonexistent/root"));
+    for (name, _) in controlplane_exporter::samplers::ALL {
+        assert!(text.contains(&format!("  {name}")), "{name} is missing:\n{text}");
+    }
+}
