@@ -22,6 +22,7 @@ use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 mod bus;
+mod private;
 mod track;
 
 use bus::{Bus, Details, Listed, Target};
@@ -306,9 +307,10 @@ impl Systemd {
             .map(|unit| {
                 let last_exit = unsure.contains(&unit.path);
                 async move {
-                    let details = match exists(&unit) {
-                        true => bus.details(&unit, last_exit).await,
-                        false => Ok(Details::default()),
+                    let details = if exists(&unit) {
+                        bus.details(&unit, last_exit).await
+                    } else {
+                        Ok(Details::default())
                     };
                     (unit, details)
                 }
@@ -333,7 +335,9 @@ impl Systemd {
     fn report(&mut self, reading: Reading, out: &mut Batch) {
         let Reading { units, mut exits, failures, dropped } = reading;
         out.dropped(dropped);
-        failures.into_iter().for_each(|failure| out.fail(failure));
+        for failure in failures {
+            out.fail(failure);
+        }
         let names: HashSet<&str> = units.iter().map(|(unit, _)| unit.name.as_str()).collect();
         self.trackers.retain(|name, _| names.contains(name.as_str()));
         for (unit, details) in &units {

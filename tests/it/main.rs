@@ -11,4 +11,6 @@
 
 mod house;
 mod lab;
+mod lab_itself;
 mod shipped;
+mod systemd;

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use zbus::address::transport::{Transport, Unix, UnixSocket};
+use zbus::connection::Builder;
 use zbus::message::Type;
 use zbus::{
     Address, Connection, DynamicType, Message, MessageStream, OwnedObjectPath, Variant, fdo,
 };
 
+use super::private::Private;
 use super::track::Exit;
 use crate::sample::SampleError;
 
@@ -64,6 +66,15 @@ impl Target {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    async fn connect(&self) -> zbus::Result<Connection> {
+        match self.path() {
+            Some(path) if self.private => {
+                Builder::socket(Private::connect(path).await?).p2p().build().await
+            }
+            _ => Builder::address(self.address.clone()).build().await,
         }
     }
 
@@ -205,9 +216,7 @@ impl Drop for Bus {
 impl Bus {
     /// Connects and asks for signals. The caller sets the deadline.
     pub(super) async fn connect(target: &Target) -> Result<Self, SampleError> {
-        let builder = zbus::connection::Builder::address(target.address.clone());
-        let builder = if target.private { builder.p2p() } else { builder };
-        let connection = builder.build().await.map_err(|error| target.error(&error))?;
+        let connection = target.connect().await.map_err(|error| target.error(&error))?;
         let queue = Arc::default();
         let stream = MessageStream::from(&connection);
         let bus = Self {
