@@ -14,6 +14,7 @@ macro_rules! samplers {
 samplers! {
     exporter,
     kernel,
+    exporter, systemd,
 }
 
 /// The sampler with this name.

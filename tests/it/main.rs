@@ -15,3 +15,4 @@ mod kernel;
 mod lab;
 mod lab_itself;
 mod shipped;
+mod systemd;
