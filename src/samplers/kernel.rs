@@ -27,7 +27,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::device::{DEFAULT_IGNORED, Devices};
 use self::log::{Log, Next, Opened};
@@ -35,10 +35,11 @@ use self::record::{FACILITY_DAEMON, FACILITY_KERNEL, Record};
 use self::signatures::{Classifier, Hit, Payload};
 use self::table::{JOURNALD_IO_ERROR, Severity};
 use self::tally::{MAX_DEVICES, Tally};
+use crate::config::list;
 use crate::host::Host;
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, facts};
+use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 /// Records read in one run. The largest rings hold more; the next run goes on from there.
 const RECORDS_PER_RUN: usize = 20_000;
@@ -73,6 +74,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         LOST.desc(),
         SUPPRESSED.desc(),
     ],
+    defaults: defaults::<Options>,
     uses: |all| facts(all.datastore.as_ref().map(|place| (&place.chain, &place.disks))),
     build: |options, host| {
         let options: Options = options.parse()?;
@@ -167,11 +169,12 @@ static CLASSIFIER: LazyLock<Result<Classifier, regex::Error>> = LazyLock::new(Cl
 /// reads the ring again when it is built anew.
 static EVENTS_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {
     /// Devices whose errors do not count, as globs of whole disks. Never applies to a device that
     /// holds the datastore.
+    #[serde(deserialize_with = "list")]
     ignore_devices: Vec<String>,
 }
 
