@@ -13,6 +13,7 @@ macro_rules! samplers {
 
 samplers! {
     exporter,
+    fdatasync,
     kernel,
 }
 
