@@ -15,6 +15,7 @@ samplers! {
     exporter,
     fdatasync,
     kernel,
+    filesystem,
 }
 
 /// The sampler with this name.
