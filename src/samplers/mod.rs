@@ -13,8 +13,10 @@ macro_rules! samplers {
 
 samplers! {
     exporter,
+    fdatasync,
     kernel,
-    exporter, systemd,
+    systemd,
+    filesystem,
 }
 
 /// The sampler with this name.
