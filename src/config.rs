@@ -25,6 +25,11 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// No sampler runs less often, and no call waits longer.
 const MAX_INTERVAL: Duration = Duration::from_hours(24);
 
+/// A section that sets none of these keys takes them from another: (section, other, keys). Whoever
+/// says where etcd is says it once.
+const INHERITED: &[(&str, &str, &[&str])] =
+    &[("registry_keys", "etcd", &["endpoints", "ca_file", "cert_file", "key_file", "server_name"])];
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
@@ -213,8 +218,12 @@ impl Config {
         let section = |name: &str| sections.get(name).filter(|v| !v.is_null()).cloned();
         let mut samplers = BTreeMap::new();
         for (name, def) in samplers::ALL {
-            let options = sampler_section(def, section(name).unwrap_or_else(|| json!({})))
-                .map_err(|e| error(&dotted(name, &e.key), e.what))?;
+            let mut own = section(name).unwrap_or_else(|| json!({}));
+            for (_, other, keys) in INHERITED.iter().filter(|(heir, ..)| heir == name) {
+                inherit(&mut own, section(other).as_ref(), keys);
+            }
+            let options =
+                sampler_section(def, own).map_err(|e| error(&dotted(name, &e.key), e.what))?;
             samplers.insert(*name, options);
         }
         let web: Web = parse(section("web"), "web", origin)?;
@@ -281,6 +290,24 @@ fn parse<T: Default + de::DeserializeOwned>(
         key: dotted(name, &error.path().to_string()),
         what: error.inner().to_string(),
     })
+}
+
+/// Copies `keys` from another section, unless `own` gives a value to any of them.
+fn inherit(own: &mut serde_json::Value, other: Option<&serde_json::Value>, keys: &[&str]) {
+    let (Some(own), Some(other)) = (own.as_object_mut(), other.and_then(|o| o.as_object())) else {
+        return;
+    };
+    let set = |value: &serde_json::Value| {
+        !matches!(value, serde_json::Value::Null) && *value != json!([])
+    };
+    if keys.iter().any(|key| own.get(*key).is_some_and(set)) {
+        return;
+    }
+    for key in keys {
+        if let Some(value) = other.get(*key).filter(|value| set(value)) {
+            own.insert((*key).to_owned(), value.clone());
+        }
+    }
 }
 
 /// Takes `enabled`, `interval` and `timeout` out of a section and leaves the sampler its own keys.
@@ -521,6 +548,26 @@ mod tests {
         let config = load("filesystem: {enabled: false}\nexporter:\n", &[]).unwrap();
         assert!(config.samplers["filesystem"].is_none());
         assert!(config.samplers["exporter"].is_some());
+    }
+
+    #[test]
+    fn registry_keys_goes_where_etcd_goes_unless_it_is_told_otherwise() {
+        let own = |yaml: &str, key: &str| {
+            let config = load(yaml, &[]).unwrap();
+            config.samplers["registry_keys"].as_ref().unwrap().own.get(key).cloned()
+        };
+        let etcd = "etcd: {endpoints: ['http://h:1'], timeout: 3s, expected_members: 3}\n";
+        assert_eq!(own(etcd, "endpoints"), Some(json!(["http://h:1"])));
+        assert_eq!(own(etcd, "expected_members"), None);
+        let both = format!("{etcd}registry_keys: {{endpoints: /run/kine.sock}}");
+        assert_eq!(own(&both, "endpoints"), Some(json!("/run/kine.sock")));
+        let unset = format!("{etcd}registry_keys: {{endpoints: [], ca_file: null}}");
+        assert_eq!(own(&unset, "endpoints"), Some(json!(["http://h:1"])));
+        let off = "etcd: {enabled: false, endpoints: 'http://h:1'}\nregistry_keys:";
+        assert_eq!(own(off, "endpoints"), Some(json!("http://h:1")));
+        let prefixes = "registry_keys: {prefixes: {a.example.com: /registry/example.com/as/}}";
+        let wanted = json!({"a.example.com": "/registry/example.com/as/"});
+        assert_eq!(own(prefixes, "prefixes"), Some(wanted));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 pub mod catalog;
 pub mod child;
 pub mod config;
+pub mod etcd;
 pub mod host;
 pub mod inspect;
 pub mod metric;

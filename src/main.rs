@@ -67,6 +67,9 @@ enum Command {
     /// Look at one path's filesystem for the agent that started this process
     #[command(hide = true)]
     Statfs,
+    /// Read files for the agent that started this process
+    #[command(hide = true)]
+    Read,
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
         Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
+        Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
         Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),
         Some(Command::Inspect) => load(&cli).and_then(|(config, _)| inspect(&config)),

@@ -13,6 +13,8 @@ macro_rules! samplers {
 
 samplers! {
     exporter,
+    etcd,
+    registry_keys,
     fdatasync,
     kernel,
     systemd,

@@ -10,10 +10,12 @@
     reason = "a test stops at the first thing that is not as it should be, and expects exact figures"
 )]
 
+mod etcd;
 mod golden;
 mod house;
 mod kernel;
 mod lab;
 mod lab_itself;
+mod registry_keys;
 mod shipped;
 mod systemd;

@@ -1,0 +1,272 @@
+//! Dials: resolve, TCP or socket, TLS, first byte, all under one deadline.
+//!
+//! With TLS 1.3 a server refuses a client certificate after the handshake, and the refusal races
+//! with the first request. etcd writes its HTTP/2 settings at once, so reading the first bytes here
+//! meets either them or the refusal, and the error is the same each time. A plain port waits for
+//! the client to speak first and is handed over as it is.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+
+use super::{Address, Reason, TlsFiles};
+
+/// A connection takes no longer than this from the first packet to the first byte.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// A server that waits for us to speak first is not waited for longer than this.
+const FIRST_BYTE: Duration = Duration::from_millis(500);
+/// How long a failure stands for the calls that waited for the same connection: they start together,
+/// and each would otherwise wait for a handshake of its own, one after the other.
+const SHARED: Duration = Duration::from_millis(90);
+
+/// Why no connection came about.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{text}")]
+pub struct DialError {
+    /// The word for it.
+    pub reason: Reason,
+    /// The same for a person.
+    pub text: String,
+}
+
+/// What it takes to dial one address.
+#[derive(Debug)]
+pub struct Connector {
+    address: Address,
+    server_name: Option<Arc<str>>,
+    tls: Arc<TlsFiles>,
+    deadline: Duration,
+    /// The last failure and when it was.
+    failed: Mutex<Option<(Instant, DialError)>>,
+}
+
+/// A byte stream, encrypted or not.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Where a connection stands; decides what a time-out is called.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Files,
+    Resolve,
+    Connect,
+    Handshake,
+}
+
+impl Connector {
+    /// A connector that gives up after two seconds, or after `timeout` if that is less.
+    pub fn new(
+        address: Address,
+        server_name: Option<Arc<str>>,
+        tls: Arc<TlsFiles>,
+        timeout: Duration,
+    ) -> Self {
+        let deadline = timeout.min(DEADLINE);
+        Self { address, server_name, tls, deadline, failed: Mutex::default() }
+    }
+
+    /// Dials.
+    ///
+    /// # Errors
+    ///
+    /// See [`DialError`].
+    pub async fn dial(&self) -> Result<TokioIo<Box<dyn Stream>>, DialError> {
+        if let Some((when, error)) = &*self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+            && when.elapsed() < SHARED
+        {
+            return Err(error.clone());
+        }
+        let mut stage = Stage::Files;
+        let dialled = tokio::time::timeout(self.deadline, self.stages(&mut stage)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(self.too_late(stage)));
+        let failed = dialled.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        dialled.map(TokioIo::new)
+    }
+
+    fn too_late(&self, stage: Stage) -> DialError {
+        let (reason, what) = match stage {
+            Stage::Files => (Reason::TlsConfig, "the TLS files could not be read"),
+            Stage::Resolve => (Reason::Dns, "its name did not resolve"),
+            Stage::Connect => (Reason::Timeout, "no connection"),
+            Stage::Handshake => (Reason::TlsTimeout, "connected, but no TLS handshake"),
+        };
+        DialError { reason, text: format!("{what} within {:?}", self.deadline) }
+    }
+
+    async fn stages(&self, stage: &mut Stage) -> Result<Box<dyn Stream>, DialError> {
+        let config = if self.address.is_tls() {
+            let config = self.tls.config().await.map_err(|problem| DialError {
+                reason: Reason::TlsConfig,
+                text: problem.to_string(),
+            })?;
+            Some(config)
+        } else {
+            None
+        };
+        let (stream, host): (Box<dyn Stream>, _) = match &self.address {
+            Address::Unix { path, .. } => {
+                *stage = Stage::Connect;
+                let stream =
+                    UnixStream::connect(path).await.map_err(|e| plain("connecting", &e))?;
+                (Box::new(stream), "localhost")
+            }
+            Address::Tcp { host, port, .. } => {
+                *stage = Stage::Resolve;
+                let addresses = lookup_host((host.as_str(), *port)).await;
+                let addresses: Vec<_> = addresses
+                    .map_err(|error| DialError {
+                        reason: Reason::Dns,
+                        text: format!("resolving {host}: {error}"),
+                    })?
+                    .collect();
+                *stage = Stage::Connect;
+                let stream =
+                    TcpStream::connect(&*addresses).await.map_err(|e| plain("connecting", &e))?;
+                stream.set_nodelay(true).map_err(|e| plain("connecting", &e))?;
+                (Box::new(stream), host.as_str())
+            }
+        };
+        let Some(config) = config else { return Ok(stream) };
+        *stage = Stage::Handshake;
+        let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(|error| DialError {
+            reason: Reason::TlsConfig,
+            text: format!("server name: {error}"),
+        })?;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
+        let mut stream = stream.map_err(|error| {
+            let reason = match Reason::of_io(&error) {
+                Some(Reason::Reset) | None => Reason::Tls,
+                Some(reason) => reason,
+            };
+            DialError { reason, text: format!("TLS handshake: {error}") }
+        })?;
+        let mut head = vec![0; 1024];
+        match tokio::time::timeout(FIRST_BYTE, stream.read(&mut head)).await {
+            Ok(Ok(0)) => {
+                Err(DialError { reason: Reason::Reset, text: "closed after the handshake".into() })
+            }
+            Ok(Ok(n)) => {
+                head.truncate(n);
+                Ok(Box::new(Prefixed { head, served: 0, inner: stream }))
+            }
+            Ok(Err(error)) => Err(plain("after the TLS handshake", &error)),
+            Err(_) => Ok(Box::new(stream)),
+        }
+    }
+}
+
+fn plain(what: &str, error: &io::Error) -> DialError {
+    let reason = Reason::of_io(error).unwrap_or(Reason::Other);
+    DialError { reason, text: format!("{what}: {error}") }
+}
+
+/// A stream whose first bytes have been read already.
+struct Prefixed<S> {
+    head: Vec<u8>,
+    served: usize,
+    inner: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let rest = &this.head[this.served..];
+        if rest.is_empty() {
+            return Pin::new(&mut this.inner).poll_read(cx, buffer);
+        }
+        let n = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..n]);
+        this.served += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use tokio::net::TcpListener;
+
+    fn connector(address: &str, dir: &std::path::Path) -> Connector {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+        std::fs::write(dir.join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let tls = TlsFiles::new(&Host::at(dir), Some("/ca.crt".into()), None, None).read_here();
+        let address = Address::parse(address).unwrap();
+        Connector::new(address, None, Arc::new(tls), Duration::from_millis(300))
+    }
+
+    async fn reason(connector: &Connector) -> &'static str {
+        connector.dial().await.err().unwrap().reason.as_str()
+    }
+
+    #[tokio::test]
+    async fn a_port_that_accepts_and_says_nothing_is_a_tls_timeout() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connector = connector(&format!("https://127.0.0.1:{port}"), dir.path());
+        assert_eq!(reason(&connector).await, "tls_timeout");
+        // The calls that waited for the same connection fail with it, not one after the other.
+        let started = Instant::now();
+        assert_eq!(reason(&connector).await, "tls_timeout");
+        assert!(started.elapsed() < Duration::from_millis(200));
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_a_missing_socket_a_plain_port_and_a_missing_file_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let url = format!("https://127.0.0.1:{port}");
+        assert_eq!(reason(&connector(&url, dir.path())).await, "refused");
+        assert_eq!(reason(&connector("/nonexistent/kine.sock:1", dir.path())).await, "refused");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let plain = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 no\r\n\r\n").await
+        };
+        let connector = connector(&format!("https://127.0.0.1:{port}"), dir.path());
+        let (reason, wrote) = tokio::join!(reason(&connector), plain);
+        wrote.unwrap();
+        assert_eq!(reason, "tls");
+        let none = Arc::new(TlsFiles::new(&Host::at("/"), None, None, None).read_here());
+        let address = Address::parse("https://127.0.0.1:1").unwrap();
+        let connector = Connector::new(address, None, none, Duration::from_secs(1));
+        let error = connector.dial().await.err().unwrap();
+        assert_eq!((error.reason.as_str(), error.text.contains("ca_file")), ("tls_config", true));
+    }
+}

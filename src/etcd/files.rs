@@ -1,0 +1,288 @@
+//! The TLS files, read anew for each connection, in a child process.
+//!
+//! They lie on the disk that the agent watches, and a read of a sick disk can hang for ever. A child
+//! that hangs costs nothing; the content of the last good read goes on being used, as it does when
+//! a file vanishes or is half-written. One read serves all connections that start within a second.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
+
+use super::tls::{self, Which};
+use crate::child;
+use crate::host::Host;
+use crate::sample::SampleError;
+
+/// No file is longer than this many bytes.
+const FILE_BYTES: u64 = 1 << 20;
+/// How long the child may take; less than a connection may.
+const READ_DEADLINE: Duration = Duration::from_secs(1);
+/// How long one read serves.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A file as it crosses the pipe: its text, or errno and text of the error.
+type Content = Result<String, Fault>;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Fault {
+    errno: Option<i32>,
+    text: String,
+}
+
+/// The child's side: reads the files it is asked for.
+///
+/// # Errors
+///
+/// When the question cannot be read or answered.
+pub fn run_read() -> io::Result<()> {
+    child::answer(|paths: Vec<PathBuf>| -> Vec<Content> { read_all(&paths) })
+}
+
+fn read_all(paths: &[PathBuf]) -> Vec<Content> {
+    paths.iter().map(|path| read_one(path)).collect()
+}
+
+fn read_one(path: &Path) -> Content {
+    let fault = |error: &io::Error| Fault { errno: error.raw_os_error(), text: error.to_string() };
+    let file = std::fs::File::open(path).map_err(|error| fault(&error))?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
+    if bytes.len() as u64 > FILE_BYTES {
+        return Err(Fault { errno: None, text: format!("is longer than {FILE_BYTES} bytes") });
+    }
+    // The error holds the bytes, which may be a key: it must not be printed.
+    String::from_utf8(bytes).map_err(|_| Fault { errno: None, text: "is no PEM text".into() })
+}
+
+/// Who reads.
+#[derive(Debug)]
+enum Reader {
+    Child(child::Slot),
+    #[cfg(test)]
+    Here,
+}
+
+impl Reader {
+    async fn read(&self, paths: &[PathBuf]) -> Result<Vec<Content>, String> {
+        match self {
+            Self::Child(slot) => {
+                slot.ask(&["read"], &paths, READ_DEADLINE).await.map_err(|error| error.to_string())
+            }
+            #[cfg(test)]
+            Self::Here => Ok(read_all(paths)),
+        }
+    }
+}
+
+/// Why there are no TLS settings, or why they are old ones.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    path: PathBuf,
+    errno: Option<i32>,
+    what: String,
+}
+
+impl Problem {
+    /// As a failed part of a run.
+    pub fn to_error(&self) -> SampleError {
+        match self.errno {
+            Some(errno) => SampleError::read(&self.path, io::Error::from_raw_os_error(errno)),
+            None => SampleError::parse(&self.path, &self.what),
+        }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)
+    }
+}
+
+/// The TLS files of one etcd.
+#[derive(Debug)]
+pub struct TlsFiles {
+    reader: Reader,
+    ca: Option<PathBuf>,
+    own: Option<(PathBuf, PathBuf)>,
+    state: tokio::sync::Mutex<State>,
+    /// Apart from the state, so that it can be asked for while a read hangs.
+    problem: Mutex<Option<Problem>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the files were last read.
+    read: Option<Instant>,
+    /// What they held, and what that made.
+    texts: Vec<String>,
+    good: Option<Arc<ClientConfig>>,
+}
+
+impl TlsFiles {
+    /// The files with these paths of the host.
+    pub fn new(
+        host: &Host,
+        ca: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+    ) -> Self {
+        let own = cert.zip(key).map(|(cert, key)| (host.path(cert), host.path(key)));
+        Self {
+            reader: Reader::Child(child::Slot::default()),
+            ca: ca.map(|ca| host.path(ca)),
+            own,
+            state: tokio::sync::Mutex::default(),
+            problem: Mutex::default(),
+        }
+    }
+
+    /// The TLS settings of now.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be used and never could.
+    pub async fn config(&self) -> Result<Arc<ClientConfig>, Problem> {
+        let mut state = self.state.lock().await;
+        if state.read.is_none_or(|read| read.elapsed() > FRESH) {
+            let problem = self.refresh(&mut state).await.err();
+            state.read = Some(Instant::now());
+            *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        }
+        match &state.good {
+            Some(config) => Ok(Arc::clone(config)),
+            None => Err(self.problem().unwrap_or_else(|| self.at(Which::Ca, "was not read"))),
+        }
+    }
+
+    /// What is wrong with the files although older content may still serve.
+    pub fn problem(&self) -> Option<Problem> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn refresh(&self, state: &mut State) -> Result<(), Problem> {
+        let Some(ca) = &self.ca else {
+            return Err(Problem {
+                path: "ca_file".into(),
+                errno: None,
+                what: "is not set, and an https endpoint needs it".into(),
+            });
+        };
+        let mut paths = vec![ca.clone()];
+        if let Some((cert, key)) = &self.own {
+            paths.extend([cert.clone(), key.clone()]);
+        }
+        let contents = self.reader.read(&paths).await.map_err(|what| self.at(Which::Ca, &what))?;
+        if contents.len() != paths.len() {
+            return Err(self.at(Which::Ca, "the child process answered nonsense"));
+        }
+        let mut texts = Vec::new();
+        for (path, content) in paths.iter().zip(contents) {
+            match content {
+                Ok(text) => texts.push(text),
+                Err(Fault { errno, text }) => {
+                    return Err(Problem { path: path.clone(), errno, what: text });
+                }
+            }
+        }
+        if state.good.is_some() && state.texts == texts {
+            return Ok(());
+        }
+        let own = texts.get(1).zip(texts.get(2)).map(|(cert, key)| (&**cert, &**key));
+        let config =
+            tls::client_config(&texts[0], own).map_err(|bad| self.at(bad.which, &bad.what))?;
+        state.good = Some(Arc::new(config));
+        state.texts = texts;
+        Ok(())
+    }
+
+    fn at(&self, which: Which, what: &str) -> Problem {
+        let path = match (which, &self.own) {
+            (Which::Cert, Some((cert, _))) => Some(cert),
+            (Which::Key, Some((_, key))) => Some(key),
+            _ => self.ca.as_ref(),
+        };
+        Problem { path: path.cloned().unwrap_or_default(), errno: None, what: what.to_owned() }
+    }
+
+    /// Reads in this process: the test program has no command `read`.
+    #[cfg(test)]
+    pub(crate) fn read_here(mut self) -> Self {
+        self.reader = Reader::Here;
+        self
+    }
+
+    /// Forgets when the files were read.
+    #[cfg(test)]
+    pub(crate) async fn stale(&self) {
+        self.state.lock().await.read = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(dir: &Path) -> TlsFiles {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(dir.join("c.crt"), &pem).unwrap();
+        std::fs::write(dir.join("c.key"), key.serialize_pem()).unwrap();
+        let file = |name: &str| Some(PathBuf::from("/").join(name));
+        TlsFiles::new(&Host::at(dir), file("c.crt"), file("c.crt"), file("c.key")).read_here()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_missing_from_the_start_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        std::fs::remove_file(dir.path().join("c.key")).unwrap();
+        let problem = files.config().await.unwrap_err();
+        assert!(problem.to_string().contains("/c.key: No such file"), "{problem}");
+        assert_eq!(problem.to_error().reason(), "not_found");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_pem_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        std::fs::write(dir.path().join("c.crt"), b"\xff\xfe").unwrap();
+        let problem = files.config().await.unwrap_err();
+        assert!(problem.to_string().ends_with("/c.crt: is no PEM text"), "{problem}");
+        assert_eq!(problem.to_error().reason(), "parse");
+    }
+
+    #[tokio::test]
+    async fn the_last_good_content_serves_on_and_the_problem_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        let first = files.config().await.unwrap();
+        assert!(files.problem().is_none());
+        std::fs::write(dir.path().join("c.key"), "half a ke").unwrap();
+        files.stale().await;
+        assert!(Arc::ptr_eq(&first, &files.config().await.unwrap()));
+        assert!(files.problem().unwrap().to_string().contains("/c.key: "));
+    }
+
+    #[tokio::test]
+    async fn a_rotated_pair_takes_effect_and_an_unchanged_one_is_not_parsed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mine = files(dir.path());
+        let first = mine.config().await.unwrap();
+        mine.stale().await;
+        assert!(Arc::ptr_eq(&first, &mine.config().await.unwrap()));
+        files(dir.path());
+        mine.stale().await;
+        assert!(!Arc::ptr_eq(&first, &mine.config().await.unwrap()));
+    }
+
+    #[test]
+    fn a_file_that_never_ends_is_not_read_to_its_end() {
+        let error = read_one(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.text.contains("longer than"), "{}", error.text);
+    }
+}

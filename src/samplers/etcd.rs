@@ -1,0 +1,461 @@
+//! The local etcd member, and how it sees the other members.
+//!
+//! Asks the local member over gRPC, all at once: status, member list, one serializable and one
+//! linearizable read of an absent key, and one more read for the compaction revision. Each other
+//! member is asked for its member list and one linearizable read at its client URL. Nothing is
+//! written, nothing scanned. A run costs about a millisecond of the agent's time and half of one of each
+//! member's for every call.
+//!
+//! `etcd_up` is 1 when the local member answered any call, if only to refuse it: during a
+//! defragmentation status and reads hang while the member list is answered. What hangs costs one
+//! `timeout`. A member that does not answer is a verdict, not an error of the sampler; the member
+//! list is remembered. TLS files that cannot be used are both: reason `tls_config`, and a failed
+//! part of the run that names the file.
+
+mod alarms;
+mod compaction;
+mod history;
+mod members;
+mod metrics;
+mod peers;
+mod requests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{GetOptions, GetResponse, MemberListResponse, ResponseHeader, StatusResponse};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::config;
+use crate::etcd::client::{Consistency, Timed};
+use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles};
+use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
+use crate::sample::{Batch, SampleError};
+use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
+
+use compaction::Hint;
+use history::History;
+use members::{MAX_MEMBERS, Member, Roster, hex};
+use metrics::{
+    ALARM, COMPACT_REVISION, DB_IN_USE, DB_SIZE, EXPECTED, HAS_LEADER, IS_LEADER, IS_LEARNER,
+    LEADER_CHANGES, MEMBER, QUOTA, QUOTA_SOURCE, RAFT_APPLIED, RAFT_INDEX, RAFT_TERM, REVISION, UP,
+    VOTERS_REACHABLE,
+};
+use peers::Peers;
+use requests::{Request, Requests};
+
+/// The key that reads ask for; nobody writes it.
+const PROBE_KEY: &str = "\0controlplane-exporter/probe";
+/// etcd's quota where nothing sets one.
+const DEFAULT_QUOTA: u64 = 2 << 30;
+/// Where every distribution's etcd listens, for a node whose etcd was never started.
+const DEFAULT_ENDPOINT: &str = "https://127.0.0.1:2379";
+
+/// See the module's page.
+pub static SAMPLER: SamplerDef = SamplerDef {
+    about: "The local etcd member, and how it sees the other members.",
+    interval: Duration::from_secs(15),
+    timeout: Duration::from_secs(5),
+    metrics: metrics::ALL,
+    defaults: defaults::<Options>,
+    uses: |all| facts((all.etcd(), all.primary().map(|node| (node.distribution, node.datastore)))),
+    build: |options, host| {
+        let own: Options = options.parse()?;
+        if own.expected_members == Some(0) {
+            return Err(OptionsError::new("expected_members", "must be at least 1"));
+        }
+        let node = host.facts().primary();
+        let found = found(host.facts());
+        let settings = Settings {
+            endpoints: own.endpoints,
+            ca_file: own.ca_file,
+            cert_file: own.cert_file,
+            key_file: own.key_file,
+            server_name: own.server_name,
+        };
+        let Some(access) = settings.access(found.as_ref(), host)? else {
+            let datastore = node.map_or("no Kubernetes control plane was found".to_owned(), |n| {
+                format!("the datastore of this {} node is {}", n.distribution, n.datastore.as_str())
+            });
+            return Ok(Build::not_applicable(format!(
+                "{datastore}; set etcd.endpoints to watch an etcd member all the same"
+            )));
+        };
+        // What detection says of another etcd than the configured one does not count.
+        let meant = |found: &EtcdAccess| {
+            access.addresses.iter().any(|a| found.endpoints.contains(&a.to_string()))
+        };
+        let quota = match own.quota_bytes {
+            Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
+            None => found.filter(meant).and_then(|found| found.quota),
+        };
+        Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
+    },
+    cost: "not measured yet",
+};
+
+/// What detection knows of the local member; where it knows only that there is one, etcd's usual
+/// address, so that a verdict is there although etcd was never started.
+fn found(facts: &Facts) -> Option<EtcdAccess> {
+    if facts.primary().is_none_or(|node| node.datastore != Datastore::Etcd) {
+        return facts.etcd().cloned();
+    }
+    let mut found = facts.etcd().cloned().unwrap_or_default();
+    if found.endpoints.is_empty() {
+        found.endpoints = vec![DEFAULT_ENDPOINT.to_owned()];
+    }
+    Some(found)
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    /// Addresses of the local member; the first that answers is used.
+    #[serde(deserialize_with = "config::list")]
+    endpoints: Vec<String>,
+    /// The CA that signed the member's certificate, in PEM.
+    ca_file: Option<PathBuf>,
+    /// The client certificate, in PEM.
+    cert_file: Option<PathBuf>,
+    /// Its key, in PEM and without a passphrase.
+    key_file: Option<PathBuf>,
+    /// The name in the local member's certificate, if not the host of the endpoint.
+    server_name: Option<String>,
+    /// How many members the cluster should have.
+    expected_members: Option<u32>,
+    /// The backend quota in bytes, where detection cannot know it.
+    quota_bytes: Option<u64>,
+}
+
+/// What one address of the local member answered.
+struct Local {
+    status: Timed<StatusResponse>,
+    members: Timed<MemberListResponse>,
+    serializable: Timed<GetResponse>,
+    linearizable: Timed<GetResponse>,
+    compaction: Option<Answer<Hint>>,
+}
+
+impl Local {
+    async fn ask(client: &Client, hint: Option<Hint>) -> Self {
+        let read = |consistency| Timed::of(client.get(PROBE_KEY, GetOptions::new(), consistency));
+        let status = async {
+            let status = Timed::of(client.status()).await;
+            let compaction = match status.answer.as_ref().map(StatusResponse::header) {
+                Ok(Some(header)) => {
+                    let (cluster, member) = (header.cluster_id(), header.member_id());
+                    Some(compaction::find(client, hint, cluster, member, header.revision()).await)
+                }
+                _ => None,
+            };
+            (status, compaction)
+        };
+        let ((status, compaction), members, serializable, linearizable) = tokio::join!(
+            status,
+            Timed::of(client.member_list()),
+            read(Consistency::Serializable),
+            read(Consistency::Linearizable),
+        );
+        Self { status, members, serializable, linearizable, compaction }
+    }
+
+    /// Whether an etcd answered, if only to refuse.
+    fn up(&self) -> bool {
+        fn answered<T>(call: &Timed<T>) -> bool {
+            call.answer.as_ref().map_or_else(|failure| failure.answered, |_| true)
+        }
+        answered(&self.status)
+            || answered(&self.members)
+            || answered(&self.serializable)
+            || answered(&self.linearizable)
+    }
+
+    /// The id of the member that answered.
+    fn member_id(&self) -> Option<u64> {
+        let status = self.status.answer.as_ref().ok().and_then(StatusResponse::header);
+        let members = self.members.answer.as_ref().ok().and_then(MemberListResponse::header);
+        let read = self.serializable.answer.as_ref().ok().and_then(GetResponse::header);
+        status.or(members).or(read).map(ResponseHeader::member_id)
+    }
+
+    /// Why it does not answer.
+    fn why(&self) -> String {
+        match &self.members.answer {
+            Ok(_) => String::new(),
+            Err(failure) => format!("{} ({})", failure.text, failure.reason.as_str()),
+        }
+    }
+
+    fn roster(&self) -> Option<Roster> {
+        let list = self.members.answer.as_ref().ok()?;
+        let all = list
+            .members()
+            .iter()
+            .map(|m| Member::new(m.id(), m.name(), m.is_learner(), m.client_urls()));
+        Some(Roster::new(all, self.member_id().unwrap_or(0)))
+    }
+}
+
+struct Etcd {
+    clients: Vec<Client>,
+    tls: Arc<TlsFiles>,
+    expected: Option<u32>,
+    quota: Option<Quota>,
+    peers: Peers,
+    /// The address that answered last, and the id that it answered with.
+    current: Option<usize>,
+    own: Option<u64>,
+    hint: Option<Hint>,
+    roster: Option<Roster>,
+    requests: Requests,
+    history: History,
+}
+
+impl Etcd {
+    fn new(
+        access: &Access,
+        expected: Option<u32>,
+        quota: Option<Quota>,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            clients: Client::all(access, timeout),
+            tls: Arc::clone(&access.tls),
+            expected,
+            quota,
+            peers: Peers::new(Arc::clone(&access.tls), timeout),
+            current: None,
+            own: None,
+            hint: None,
+            roster: None,
+            requests: Requests::default(),
+            history: History::default(),
+        }
+    }
+
+    /// Which of the answers counts: that of the address used before, else the first that is of the
+    /// same member. An address that turns out to be another member's does not stand in for ours.
+    fn choose(&self, answers: &[Local]) -> usize {
+        let before = self.current.unwrap_or(0);
+        if answers[before].up() {
+            return before;
+        }
+        let same = |local: &Local| {
+            local.up()
+                && (self.own.is_none() || local.member_id().is_none_or(|id| Some(id) == self.own))
+        };
+        answers.iter().position(same).unwrap_or(before)
+    }
+
+    /// Figures of the status call; absent while it does not answer.
+    fn export_status(&mut self, local: &Local, out: &mut Batch) {
+        let Ok(status) = &local.status.answer else { return };
+        let Some(header) = status.header() else { return };
+        let (id, leader) = (header.member_id(), status.leader());
+        let roster = self.roster.as_ref();
+        let name = roster.and_then(|r| r.find(id)).map_or("", |member| &member.name);
+        out.info(&MEMBER, [name, &hex(id), &hex(header.cluster_id()), status.version()]);
+        out.push(&HAS_LEADER, [], leader != 0);
+        out.push(&IS_LEADER, [], leader == id);
+        out.push(&IS_LEARNER, [], status.is_learner());
+        let changes = self.history.leader(leader, status.raft_term(), roster, out);
+        out.push(&LEADER_CHANGES, [], changes);
+        out.push(&RAFT_TERM, [], status.raft_term());
+        out.push(&RAFT_INDEX, [], status.raft_index());
+        // Fields that an old etcd does not know come as zero.
+        if status.raft_applied_index() > 0 {
+            out.push(&RAFT_APPLIED, [], status.raft_applied_index());
+        }
+        out.push(&DB_SIZE, [], status.db_size());
+        if status.raft_used_db_size() > 0 {
+            out.push(&DB_IN_USE, [], status.raft_used_db_size());
+        }
+        let (quota, source) = quota(status.db_size_quota(), self.quota.as_ref());
+        out.push(&QUOTA, [], quota);
+        out.info(&QUOTA_SOURCE, [source.as_str()]);
+        out.push(&REVISION, [], header.revision());
+        self.export_alarms(status.errors(), id, out);
+        match &local.compaction {
+            Some(Ok(hint)) => {
+                self.hint = Some(*hint);
+                out.push(&COMPACT_REVISION, [], hint.compacted);
+            }
+            Some(Err(failure)) => {
+                let what = format!("the compaction revision: {}", failure.text);
+                out.fail(SampleError::call("etcd", what));
+            }
+            None => {}
+        }
+    }
+
+    fn export_alarms(&mut self, errors: &[String], own: u64, out: &mut Batch) {
+        let raised = alarms::parse(errors);
+        let listed = self.roster.iter().flat_map(|roster| &roster.members).map(|member| member.id);
+        for id in listed.chain([own]).collect::<std::collections::BTreeSet<_>>() {
+            for kind in alarms::KINDS {
+                out.push(&ALARM, [&hex(id), kind], raised.contains(&(id, kind)));
+            }
+        }
+        let unlisted = |id| id != own && self.roster.as_ref().is_none_or(|r| r.find(id).is_none());
+        for (id, kind) in raised.iter().take(MAX_MEMBERS) {
+            if unlisted(*id) || !alarms::KINDS.contains(kind) {
+                out.push(&ALARM, [&hex(*id), kind], true);
+            }
+        }
+        self.history.alarms(raised, out);
+    }
+}
+
+/// The quota in bytes and where it is known from. etcd takes 0 for its default.
+fn quota(status: i64, found: Option<&Quota>) -> (u64, QuotaSource) {
+    match (u64::try_from(status), found) {
+        (Ok(bytes), _) if bytes > 0 => (bytes, QuotaSource::Status),
+        (_, Some(quota)) if quota.bytes > 0 => (quota.bytes, quota.source),
+        _ => (DEFAULT_QUOTA, QuotaSource::Default),
+    }
+}
+
+#[async_trait]
+impl AsyncSampler for Etcd {
+    async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
+        let hint = self.hint;
+        let addresses: Vec<&Address> = self.clients.iter().map(Client::address).collect();
+        let local = join_all(self.clients.iter().map(|client| Local::ask(client, hint)));
+        // The others are asked beside the local member from the second run on, so that a hung target costs one
+        // time-out; only the first run has to wait for the list.
+        let (answers, mut seen) = match &self.roster {
+            Some(roster) => {
+                let (local, seen) =
+                    tokio::join!(local, self.peers.ask(roster, self.own, &addresses));
+                (local, Some(seen))
+            }
+            None => (local.await, None),
+        };
+        let chosen = self.choose(&answers);
+        let local = &answers[chosen];
+        let up = local.up();
+        if up {
+            self.current = Some(chosen);
+            self.own = local.member_id().or(self.own);
+        } else {
+            join_all(self.clients.iter().map(Client::reset)).await;
+        }
+        if let Some(roster) = local.roster() {
+            if seen.is_none() {
+                seen = Some(self.peers.ask(&roster, self.own, &addresses).await);
+            }
+            self.roster = Some(roster);
+        }
+
+        self.requests.record(Request::Status, &local.status);
+        self.requests.record(Request::MemberList, &local.members);
+        self.requests.record(Request::SerializableRead, &local.serializable);
+        self.requests.record(Request::LinearizableRead, &local.linearizable);
+        out.push(&UP, [], up);
+        self.history.up(up, &local.why(), out);
+        self.export_status(local, out);
+        self.requests.export(out);
+        if let Some(expected) = self.expected {
+            out.push(&EXPECTED, [], expected);
+        }
+        if let Some(roster) = &self.roster {
+            roster.export(self.own, out);
+            let listed = |(id, _): &(u64, _)| roster.find(*id).is_some();
+            let seen: Vec<_> = seen.into_iter().flatten().filter(listed).collect();
+            peers::export(&seen, out);
+            if let Some(voters) = peers::voters_reachable(roster, self.own, up, &seen) {
+                out.push(&VOTERS_REACHABLE, [], voters);
+            }
+        }
+        if let Some(problem) = self.tls.problem() {
+            out.fail(problem.to_error());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Distribution, Host, Installation};
+    use crate::sampler;
+
+    fn build(own: &serde_json::Value, facts: Facts) -> Result<Build, OptionsError> {
+        let own = own.as_object().cloned().unwrap_or_default();
+        let (interval, timeout) = (Duration::from_secs(15), Duration::from_millis(300));
+        let options = sampler::Options { interval, timeout, own };
+        (SAMPLER.build)(&options, &Host::at("/").with_facts(facts))
+    }
+
+    fn node(datastore: Datastore) -> Facts {
+        let node = Installation { datastore, ..Installation::new(Distribution::K3s) };
+        Facts { installations: vec![node], ..Facts::default() }
+    }
+
+    #[test]
+    fn a_node_without_etcd_is_told_which_key_would_change_that() {
+        let why = |facts| match build(&serde_json::json!({}), facts) {
+            Ok(Build::NotApplicable(why)) => why,
+            _ => panic!("it was built"),
+        };
+        assert!(why(Facts::default()).contains("set etcd.endpoints"));
+        let sqlite = why(node(Datastore::Sqlite));
+        assert!(sqlite.contains("k3s node is sqlite"), "{sqlite}");
+    }
+
+    #[test]
+    fn a_wrong_key_is_named() {
+        for (own, key) in [
+            (serde_json::json!({"endpoint": "x"}), "endpoint"),
+            (serde_json::json!({"endpoints": "localhost"}), "endpoints"),
+            (serde_json::json!({"expected_members": 0}), "expected_members"),
+            (serde_json::json!({"expected_members": "three"}), "expected_members"),
+            (serde_json::json!({"cert_file": "/a"}), "key_file"),
+        ] {
+            let error = build(&own, Facts::default()).map(drop).unwrap_err();
+            assert_eq!(error.key, key, "{own}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_etcd_that_was_never_started_has_a_verdict_and_no_figures() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let own = serde_json::json!({
+            "endpoints": format!("http://127.0.0.1:{port}"), "expected_members": 3,
+        });
+        let Ok(Build::Run(sampler::Driver::Async(mut sampler))) =
+            build(&own, node(Datastore::Etcd))
+        else {
+            panic!("it was not built")
+        };
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!(out.value(&UP, []), Some(0.0));
+        assert_eq!(out.value(&EXPECTED, []), Some(3.0));
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["status", "refused"]), Some(1.0));
+        assert_eq!((out.series(&HAS_LEADER), out.series(&metrics::LISTED)), (0, 0));
+        assert_eq!(out.take_events()[0].kind, "etcd_down");
+    }
+
+    #[test]
+    fn the_quota_of_the_status_wins_and_the_default_comes_last() {
+        let found = Quota { bytes: 7, source: QuotaSource::Manifest };
+        assert_eq!(quota(9, Some(&found)), (9, QuotaSource::Status));
+        assert_eq!(quota(0, Some(&found)), (7, QuotaSource::Manifest));
+        assert_eq!(quota(0, None), (2_147_483_648, QuotaSource::Default));
+        let unset = Quota { bytes: 0, source: QuotaSource::Process };
+        assert_eq!(quota(0, Some(&unset)).1, QuotaSource::Default);
+    }
+
+    #[test]
+    fn etcd_that_detection_knows_of_without_an_address_is_looked_for_where_it_usually_is() {
+        let facts = node(Datastore::Etcd);
+        assert_eq!(found(&facts).unwrap().endpoints, [DEFAULT_ENDPOINT]);
+        assert!(matches!(build(&serde_json::json!({}), facts), Ok(Build::Run(_))));
+    }
+}
