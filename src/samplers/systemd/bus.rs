@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt;
+use rustix::process::geteuid;
 use tokio::task::JoinHandle;
 use zbus::address::transport::{Transport, Unix, UnixSocket};
 use zbus::connection::Builder;
@@ -93,6 +94,10 @@ impl Target {
             zbus::Error::Connection(error, _) | zbus::Error::InputOutput(error) => {
                 match (error.kind(), self.path()) {
                     (io::ErrorKind::PermissionDenied, _) => denied(&error),
+                    // Up to systemd 251 everybody can open it, and systemd hangs up on them.
+                    (kind, _) if self.private && hung_up(kind) && !geteuid().is_root() => {
+                        denied(&error)
+                    }
                     (io::ErrorKind::NotFound, Some(path)) => {
                         SampleError::read(path, io::Error::from(io::ErrorKind::NotFound))
                     }
@@ -103,8 +108,6 @@ impl Target {
                 fdo::Error::AccessDenied(_) | fdo::Error::AuthFailed(_) => denied(error),
                 _ => SampleError::call(self.to_string(), error),
             },
-            // systemd closes the private socket before anybody else could say who he is.
-            zbus::Error::Handshake(text) if self.private => denied(text),
             _ => SampleError::call(self.to_string(), error),
         }
     }
@@ -116,6 +119,11 @@ impl From<Address> for Target {
         target.private = target.path().is_some_and(|path| path.ends_with("systemd/private"));
         target
     }
+}
+
+fn hung_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// The socket, or else the address.
