@@ -30,6 +30,12 @@ impl Facts {
     pub fn primary(&self) -> Option<&Installation> {
         self.installations.first()
     }
+
+    /// How to reach the local etcd member, of the first installation that has one: a plain etcd
+    /// beside a Kubernetes that names other members counts too.
+    pub fn etcd(&self) -> Option<&EtcdAccess> {
+        self.installations.iter().find_map(|found| found.etcd.as_ref())
+    }
 }
 
 /// One Kubernetes distribution on this node.
@@ -56,8 +62,14 @@ pub struct Installation {
     pub wal_dir: Option<PathBuf>,
     /// How to reach the local etcd member, for [`Datastore::Etcd`].
     pub etcd: Option<EtcdAccess>,
+    /// How the API server reaches an etcd elsewhere, for [`Datastore::ExternalEtcd`]. These are
+    /// not members of this node; they serve for counting keys only.
+    pub external_etcd: Option<EtcdAccess>,
     /// The kine or k8s-dqlite Unix socket that speaks the etcd protocol.
     pub kine_socket: Option<PathBuf>,
+    /// Whether that socket wants TLS, as kine's does under RKE2.
+    #[serde(default)]
+    pub kine_tls: bool,
     /// The units to watch.
     pub units: Vec<Unit>,
     /// `comm` of the processes that write the datastore (`etcd`, `k3s-server`, `k8s-dqlite`).
@@ -66,6 +78,31 @@ pub struct Installation {
     pub container_dirs: Vec<PathBuf>,
     /// The snaps that belong to it (`microk8s`, `k8s`).
     pub snaps: Vec<String>,
+}
+
+impl Installation {
+    /// An installation of which nothing is known but its name.
+    pub fn new(distribution: Distribution) -> Self {
+        Self {
+            distribution,
+            version: None,
+            role: Role::Unknown,
+            running: false,
+            evidence: Vec::new(),
+            data_dir: None,
+            datastore: Datastore::Unknown,
+            datastore_dir: None,
+            wal_dir: None,
+            etcd: None,
+            external_etcd: None,
+            kine_socket: None,
+            kine_tls: false,
+            units: Vec::new(),
+            processes: Vec::new(),
+            container_dirs: Vec::new(),
+            snaps: Vec::new(),
+        }
+    }
 }
 
 /// Kubernetes distributions that can be told apart.
@@ -86,6 +123,8 @@ pub enum Distribution {
     K0s,
     /// kubeadm, or anything that runs its control plane from `/etc/kubernetes/manifests`.
     Kubeadm,
+    /// A plain etcd, run by a unit or by hand, without Kubernetes on the same node.
+    Etcd,
 }
 
 impl Distribution {
@@ -99,6 +138,7 @@ impl Distribution {
             Self::K3s => "k3s",
             Self::K0s => "k0s",
             Self::Kubeadm => "kubeadm",
+            Self::Etcd => "etcd",
         }
     }
 }

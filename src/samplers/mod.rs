@@ -12,7 +12,11 @@ macro_rules! samplers {
 }
 
 samplers! {
-    exporter, systemd,
+    exporter,
+    fdatasync,
+    kernel,
+    systemd,
+    filesystem,
 }
 
 /// The sampler with this name.

@@ -1,0 +1,168 @@
+//! etcd members that run as plain processes: those of an installation, whose command line says
+//! more than files, and those without Kubernetes beside them.
+//!
+//! Reads the command lines in `/proc`, `ETCD_*` variables where they may be read, and the units
+//! whose command is etcd.
+
+use std::path::{Path, PathBuf};
+
+use super::detect::Found;
+use super::etcd_settings::{EtcdSettings, known_variable};
+use super::processes::Process;
+use super::read::Probe;
+use super::units;
+use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role, Unit};
+
+/// Takes quota and WAL directory from the running member of an installation. What runs is
+/// believed before what is written.
+pub(super) fn refine(probe: &Probe, found: &mut Installation) {
+    let Some(folder) = found.datastore_dir.clone() else { return };
+    if found.datastore != Datastore::Etcd || found.distribution == Distribution::Etcd {
+        return;
+    }
+    let running = probe.processes.named("etcd").find_map(|process| {
+        let settings = EtcdSettings::of_process(probe, process);
+        let own = settings.data_dir.as_ref().is_some_and(|dir| same_place(probe, dir, &folder));
+        own.then_some((process, settings))
+    });
+    let Some((process, settings)) = running else { return };
+    if settings.wal_dir.is_some() {
+        found.wal_dir.clone_from(&settings.wal_dir);
+    }
+    // Read from a configuration file, it is the file that says so, as found already.
+    let from_file = process.words.iter().any(|word| word.contains("config-file"));
+    if let Some(access) = found.etcd.as_mut().filter(|_| !from_file) {
+        access.quota = settings.quota(QuotaSource::Process).or(access.quota.take());
+    }
+}
+
+/// A plain etcd: a process outside of pods that belongs to none of `others`, else a unit whose
+/// command is etcd.
+pub(super) fn plain(probe: &Probe, others: &[Found], forced: bool) -> Option<Found> {
+    let theirs: Vec<&Path> =
+        others.iter().filter_map(|other| other.installation.datastore_dir.as_deref()).collect();
+    let taken = |dir: &Path| theirs.iter().any(|their| same_place(probe, dir, their));
+    let running =
+        probe.processes.named("etcd").filter(|process| !process.in_pod()).find_map(|process| {
+            let settings = with_directories(probe, process);
+            let own = settings.data_dir.as_deref().is_none_or(|dir| !taken(dir));
+            (own && !is_child_of_others(process)).then_some((process, settings))
+        });
+    let unit = match &running {
+        // In a container it is run by a unit that calls the container's runtime.
+        Some((process, _)) if process.contained() => unit_of_etcd(probe),
+        Some((process, _)) => {
+            process.unit().filter(|unit| runs_etcd(probe, unit)).map(str::to_owned)
+        }
+        None => unit_of_etcd(probe),
+    };
+    let settings = if let Some((_, settings)) = &running {
+        settings.clone()
+    } else {
+        let settings = unit.as_deref().and_then(|unit| settings_of_unit(probe, unit));
+        let settings = settings.unwrap_or_default();
+        if settings.data_dir.as_deref().is_some_and(taken) {
+            return None;
+        }
+        settings
+    };
+    let has_member = others.iter().any(|other| other.installation.datastore == Datastore::Etcd);
+    if !forced && running.is_none() && (has_member || !was_used(probe, unit.as_deref(), &settings))
+    {
+        return None;
+    }
+    let found = describe(probe, &settings, unit, running.is_some());
+    Some(Found::new(probe, found).advertising(settings.advertise_client_urls))
+}
+
+/// Whether a stopped etcd is meant to run: its unit starts at boot and it has run before. A
+/// package that was merely installed, for its tools or as a dependency, is nothing to watch.
+fn was_used(probe: &Probe, unit: Option<&str>, settings: &EtcdSettings) -> bool {
+    let member = settings.data_dir.as_ref().map(|dir| dir.join("member"));
+    unit.is_some_and(|unit| units::enabled(probe, unit))
+        && member.is_some_and(|member| probe.presence(member) != Some(false))
+}
+
+fn describe(
+    probe: &Probe,
+    settings: &EtcdSettings,
+    unit: Option<String>,
+    running: bool,
+) -> Installation {
+    let mut found = Installation::new(Distribution::Etcd);
+    found.running = running;
+    found.role = Role::Server;
+    found.datastore = Datastore::Etcd;
+    found.datastore_dir.clone_from(&settings.data_dir);
+    found.wal_dir.clone_from(&settings.wal_dir);
+    found.processes = vec!["etcd".to_owned()];
+    let source = if running { QuotaSource::Process } else { QuotaSource::Config };
+    found.etcd = Some(with_client_pair(probe, settings.access(source)));
+    found.evidence.extend(unit.as_deref().and_then(|unit| units::find(probe, unit)));
+    found.evidence.extend(settings.data_dir.clone().filter(|dir| probe.exists(dir)));
+    found.units = unit.into_iter().map(|name| Unit { name, expected: true }).collect();
+    found
+}
+
+/// The pair that kubeadm makes for health checks, where it lies beside the server's: a server
+/// certificate need not be good for a client.
+fn with_client_pair(probe: &Probe, mut access: EtcdAccess) -> EtcdAccess {
+    let Some(folder) = access.cert_file.as_deref().and_then(Path::parent) else { return access };
+    let pair = [folder.join("healthcheck-client.crt"), folder.join("healthcheck-client.key")];
+    if pair.iter().all(|file| probe.exists(file)) {
+        let [cert, key] = pair;
+        (access.cert_file, access.key_file) = (Some(cert), Some(key));
+    }
+    access
+}
+
+/// The settings of a process, with etcd's own default of the data directory, which is relative
+/// to where it was started.
+fn with_directories(probe: &Probe, process: &Process) -> EtcdSettings {
+    let mut settings = EtcdSettings::of_process(probe, process);
+    let name = settings.name.as_deref().unwrap_or("default");
+    let dir = settings.data_dir.take().unwrap_or_else(|| format!("{name}.etcd").into());
+    settings.data_dir = absolute(probe, process, dir);
+    settings.wal_dir = settings.wal_dir.take().and_then(|dir| absolute(probe, process, dir));
+    settings
+}
+
+fn absolute(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {
+    if dir.is_absolute() {
+        return Some(dir);
+    }
+    probe.processes.working_directory(process).map(|start| start.join(dir))
+}
+
+/// Whether the process was started by k0s or a snap, which detection describes by itself.
+fn is_child_of_others(process: &Process) -> bool {
+    let program = process.words.first().map(String::as_str).unwrap_or_default();
+    program.starts_with("/snap/")
+        || process
+            .unit()
+            .is_some_and(|unit| unit.starts_with("k0scontroller") || unit.starts_with("snap."))
+}
+
+/// The first unit whose name begins with etcd and whose command is etcd.
+fn unit_of_etcd(probe: &Probe) -> Option<String> {
+    let mut units = units::matching(probe, "etcd", ".service").into_iter();
+    units.find(|unit| runs_etcd(probe, unit))
+}
+
+/// Whether the command of a unit is etcd. An etcd started by hand, or by a test, may be found in
+/// the cgroup of a unit that is about something else.
+fn runs_etcd(probe: &Probe, unit: &str) -> bool {
+    let unit = units::load(probe, unit, &known_variable).unwrap_or_default();
+    unit.exec.first().is_some_and(|word| Path::new(word).ends_with("etcd"))
+}
+
+fn settings_of_unit(probe: &Probe, unit: &str) -> Option<EtcdSettings> {
+    let unit = units::load(probe, unit, &known_variable)?;
+    Some(EtcdSettings::of_command(probe, &unit.exec, &unit.environment))
+}
+
+/// Whether two host paths lead to one place: command lines of snaps carry the revision where
+/// facts say `current`.
+pub(super) fn same_place(probe: &Probe, a: &Path, b: &Path) -> bool {
+    a == b || matches!((probe.host.resolve(a), probe.host.resolve(b)), (Ok(a), Ok(b)) if a == b)
+}

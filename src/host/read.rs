@@ -1,0 +1,270 @@
+//! Bounded reads for detection, and the notes they leave.
+//!
+//! A file that is absent is an ordinary answer; one that cannot be read is a note that names the
+//! path, the reason and the way out. Nothing but regular files is opened, so neither a FIFO nor a
+//! device can hang or be disturbed.
+
+use std::cell::RefCell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::Host;
+use super::processes::Processes;
+
+/// Bytes of a configuration file; a larger one is refused, since no real one comes near.
+pub(super) const MAX_FILE: u64 = 1 << 20;
+/// Names read from one directory.
+const MAX_ENTRIES: usize = 4096;
+/// Notes kept; the rest would repeat them.
+const MAX_NOTES: usize = 32;
+
+/// Detection's view of the host.
+pub(super) struct Probe<'a> {
+    pub(super) host: &'a Host,
+    pub(super) processes: Processes,
+    notes: RefCell<Vec<String>>,
+}
+
+impl<'a> Probe<'a> {
+    pub(super) fn new(host: &'a Host) -> Self {
+        Self { host, processes: Processes::scan(host), notes: RefCell::default() }
+    }
+
+    /// Leaves a note, once.
+    pub(super) fn note(&self, note: String) {
+        let mut notes = self.notes.borrow_mut();
+        if notes.len() < MAX_NOTES && !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+
+    pub(super) fn into_notes(self) -> Vec<String> {
+        self.notes.into_inner()
+    }
+
+    /// The text of a file; `None` when it is absent, or unreadable, which is noted. Bytes that
+    /// are not UTF-8 are replaced.
+    pub(super) fn text(&self, path: impl AsRef<Path>) -> Option<String> {
+        let path = path.as_ref();
+        match read_host(self.host, path, MAX_FILE) {
+            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) => {
+                self.failed(path, "read", &error);
+                None
+            }
+        }
+    }
+
+    /// Whether something is there, links followed; `None` when that cannot be told, which is
+    /// noted.
+    pub(super) fn presence(&self, path: impl AsRef<Path>) -> Option<bool> {
+        let path = path.as_ref();
+        let found =
+            self.host.resolve(path).and_then(|resolved| fs::metadata(self.host.path(resolved)));
+        match found {
+            Ok(_) => Some(true),
+            Err(error) if absent(&error) => Some(false),
+            Err(error) => {
+                self.failed(path, "examined", &error);
+                None
+            }
+        }
+    }
+
+    /// Whether something is certainly there.
+    pub(super) fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.presence(path) == Some(true)
+    }
+
+    /// Whether there is a symbolic link of this name, wherever it leads.
+    pub(super) fn is_link(&self, path: &Path) -> bool {
+        self.link(path).is_some()
+    }
+
+    /// What a symbolic link says.
+    pub(super) fn link(&self, path: &Path) -> Option<PathBuf> {
+        let folder = self.host.resolve(path.parent()?).ok()?;
+        fs::read_link(self.host.path(folder.join(path.file_name()?))).ok()
+    }
+
+    /// The names in a directory, sorted; empty when it is absent, or unreadable, which is noted.
+    pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let path = path.as_ref();
+        names(self.host, path).unwrap_or_else(|error| {
+            self.failed(path, "listed", &error);
+            Vec::new()
+        })
+    }
+
+    fn failed(&self, path: &Path, what: &str, error: &io::Error) {
+        if absent(error) {
+            return;
+        }
+        let path = path.display();
+        if error.kind() == ErrorKind::PermissionDenied {
+            self.note(format!(
+                "{path} could not be {what}: permission denied; run the agent as root, or give \
+                 it CAP_DAC_READ_SEARCH with `systemctl edit controlplane-exporter` \
+                 ([Service] AmbientCapabilities=CAP_DAC_READ_SEARCH)"
+            ));
+        } else {
+            self.note(format!("{path} could not be {what}: {error}"));
+        }
+    }
+}
+
+/// Whether the error says that the path does not exist.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// The bytes of a host file of at most `limit` bytes, links followed inside the host's root.
+///
+/// # Errors
+///
+/// What the kernel answers, and [`ErrorKind::InvalidData`] for something that is not a regular
+/// file or is larger than `limit`.
+pub(super) fn read_host(host: &Host, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(&host.path(host.resolve(path)?))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(invalid(&format!("larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// At most `limit` bytes of a file of `/proc` or `/sys`, whose folders are no links. Reading on
+/// until the limit, so a file that ends exactly there is whole.
+pub(super) fn read_virtual(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_dir() {
+        return Err(invalid("a directory, not a file"));
+    }
+    if !kind.is_file() {
+        return Err(invalid("not a regular file"));
+    }
+    // NONBLOCK in case it became a FIFO between the two calls.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn invalid(reason: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, reason.to_owned())
+}
+
+/// The names in a host directory, sorted, at most 4096 of them.
+pub(super) fn names(host: &Host, path: &Path) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(host.path(host.resolve(path)?))?
+        .take(MAX_ENTRIES)
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notes_of(prepare: impl Fn(&Path), look: impl Fn(&Probe)) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path());
+        let host = Host::at(dir.path());
+        let probe = Probe::new(&host);
+        look(&probe);
+        probe.into_notes()
+    }
+
+    #[test]
+    fn an_absent_file_leaves_no_note() {
+        let notes = notes_of(
+            |root| fs::write(root.join("file"), "x").unwrap(),
+            |probe| {
+                assert_eq!(probe.text("/missing"), None);
+                assert_eq!(probe.text("/file/below"), None);
+                assert_eq!(probe.presence("/missing"), Some(false));
+                assert_eq!(probe.names("/missing"), Vec::<String>::new());
+            },
+        );
+        assert_eq!(notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_directory_in_place_of_a_file_is_noted_once() {
+        let notes = notes_of(
+            |root| fs::create_dir(root.join("config.yaml")).unwrap(),
+            |probe| {
+                assert_eq!(probe.text("/config.yaml"), None);
+                assert_eq!(probe.text("/config.yaml"), None);
+            },
+        );
+        assert_eq!(notes, ["/config.yaml could not be read: a directory, not a file"]);
+    }
+
+    #[test]
+    fn a_missing_permission_is_noted_with_the_way_out() {
+        let notes = notes_of(
+            |_| {},
+            |probe| {
+                probe.failed(Path::new("/a"), "read", &ErrorKind::PermissionDenied.into());
+            },
+        );
+        assert!(notes[0].starts_with("/a could not be read: permission denied; "), "{notes:?}");
+        assert!(notes[0].contains("systemctl edit controlplane-exporter"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_huge_file_is_refused_after_a_megabyte() {
+        let notes = notes_of(
+            |root| File::create(root.join("huge")).unwrap().set_len(1 << 40).unwrap(),
+            |probe| assert_eq!(probe.text("/huge"), None),
+        );
+        assert_eq!(notes, ["/huge could not be read: larger than 1048576 bytes"]);
+    }
+
+    #[test]
+    fn a_fifo_does_not_hang_the_reader() {
+        let notes = notes_of(
+            |root| {
+                rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    root.join("fifo"),
+                    rustix::fs::FileType::Fifo,
+                    rustix::fs::Mode::RUSR,
+                    0,
+                )
+                .unwrap();
+            },
+            |probe| assert_eq!(probe.text("/fifo"), None),
+        );
+        assert_eq!(notes, ["/fifo could not be read: not a regular file"]);
+    }
+
+    #[test]
+    fn a_loop_of_links_is_noted() {
+        let notes = notes_of(
+            |root| std::os::unix::fs::symlink("loop", root.join("loop")).unwrap(),
+            |probe| assert_eq!(probe.presence("/loop"), None),
+        );
+        assert!(notes[0].starts_with("/loop could not be examined: "), "{notes:?}");
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf_8_are_replaced() {
+        notes_of(
+            |root| fs::write(root.join("latin"), b"name: M\xfcller").unwrap(),
+            |probe| assert_eq!(probe.text("/latin").unwrap(), "name: M\u{fffd}ller"),
+        );
+    }
+}

@@ -1,0 +1,454 @@
+//! What the kernel reports: I/O errors, dying filesystems, kills for lack of memory, blocked tasks.
+//!
+//! Reads `/dev/kmsg` from its oldest record, then what is new on each run; and every ten seconds
+//! the error counters of `/sys`. Only records of the kernel itself count, since any root process
+//! can write to the log; the one exception are journald's own disk errors, which show nowhere else.
+//! Totals are since boot as far as the ring reaches, and the same after a restart, unless the ring
+//! has moved on. Hence alerts go by the timestamps, which are the records' own.
+//!
+//! Without `CAP_SYSLOG` the log is usually closed and a run fails with the fix in its text. A
+//! record that makes no sense is a counted failure, and the next one is read. Device names, kinds
+//! and processes come from closed or capped sets: at most 64 devices, 256 combinations of device,
+//! kind and operation, and 100 events. Below `--path.rootfs` a plain file may stand in for the log.
+
+mod device;
+mod log;
+mod process;
+mod record;
+mod signatures;
+mod sysfs;
+mod table;
+mod tally;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use self::device::{DEFAULT_IGNORED, Devices};
+use self::log::{Log, Next, Opened};
+use self::record::{FACILITY_DAEMON, FACILITY_KERNEL, Record};
+use self::signatures::{Classifier, Hit, Payload};
+use self::table::{JOURNALD_IO_ERROR, Severity};
+use self::tally::{MAX_DEVICES, Tally};
+use crate::config::list;
+use crate::host::Host;
+use crate::metric::Metric;
+use crate::sample::{Batch, SampleError};
+use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+
+/// Records read in one run. The largest rings hold more; the next run goes on from there.
+const RECORDS_PER_RUN: usize = 20_000;
+
+/// Events handed on by one run, the latest of them: the ring may hold a storm of months ago.
+const EVENTS_PER_RUN: usize = 32;
+
+/// Bad records told one by one in one run; the rest is only counted.
+const FAILURES_PER_RUN: u64 = 16;
+
+/// How often `/sys` is read. Its figures change rarely, and a node may have hundreds of devices.
+const SYSFS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// See the module's page.
+pub static SAMPLER: SamplerDef = SamplerDef {
+    about: "I/O errors, dying filesystems, memory kills and blocked tasks, from the kernel's log.",
+    interval: Duration::from_millis(500),
+    timeout: Duration::from_secs(1),
+    metrics: &[
+        IO_ERRORS.desc(),
+        DEVICE_LAST.desc(),
+        DEVICE_SECTOR.desc(),
+        DEVICE_SECTORS.desc(),
+        HOLDS_DATASTORE.desc(),
+        EVENTS.desc(),
+        EVENT_LAST.desc(),
+        OOM_KILLS.desc(),
+        OOM_LAST.desc(),
+        HUNG_LAST.desc(),
+        SCSI_ERRORS.desc(),
+        FILESYSTEM_ERRORS.desc(),
+        LOST.desc(),
+        SUPPRESSED.desc(),
+    ],
+    defaults: defaults::<Options>,
+    uses: |all| facts(all.datastore.as_ref().map(|place| (&place.chain, &place.disks))),
+    build: |options, host| {
+        let options: Options = options.parse()?;
+        let sampler = Kernel::new(&options, host, clock, Arc::clone(&EVENTS_TOLD))?;
+        Ok(Build::blocking(sampler))
+    },
+    cost: "5 µs a run that finds nothing new, 0.5 µs a record, 3 MB; one read of /dev/kmsg, and of \
+           /sys/block and /sys/fs/ext4 every 10 s",
+};
+
+static IO_ERRORS: Metric<3> = Metric::counter(
+    "controlplane_kernel_io_errors_total",
+    "Requests that failed at the block layer, by whole disk or mapped device, since boot as far as \
+     the kernel's log reaches. The kernel logs at most 10 in 5 seconds.",
+    ["device", "kind", "operation"],
+);
+static DEVICE_LAST: Metric<1> = Metric::gauge(
+    "controlplane_kernel_io_error_last_timestamp_seconds",
+    "When the kernel last logged a failed request of this device, in Unix time.",
+    ["device"],
+);
+static DEVICE_SECTOR: Metric<1> = Metric::gauge(
+    "controlplane_kernel_io_error_last_sector",
+    "First sector of the last failed request, in units of 512 bytes from the start of the device.",
+    ["device"],
+);
+static DEVICE_SECTORS: Metric<1> = Metric::gauge(
+    "controlplane_kernel_io_error_sectors",
+    "Distinct first sectors of failed requests of this device, at most 1024.",
+    ["device"],
+);
+static HOLDS_DATASTORE: Metric<1> = Metric::gauge(
+    "controlplane_kernel_device_holds_datastore",
+    "Whether the datastore lies on this device, for each device with errors; absent while nobody \
+     knows where it lies.",
+    ["device"],
+);
+static EVENTS: Metric<1> = Metric::counter(
+    "controlplane_kernel_events_total",
+    "Lines of the kernel's log by what they mean, since boot as far as the log reaches. One fault \
+     makes many lines: do not add events up.",
+    ["event"],
+);
+static EVENT_LAST: Metric<1> = Metric::gauge(
+    "controlplane_kernel_event_last_timestamp_seconds",
+    "When the kernel last logged this event, in Unix time.",
+    ["event"],
+);
+static OOM_KILLS: Metric<2> = Metric::counter(
+    "controlplane_kernel_oom_kills_total",
+    "Processes killed because memory ran out, on the node or in one cgroup at its own limit.",
+    ["scope", "process"],
+);
+static OOM_LAST: Metric<2> = Metric::gauge(
+    "controlplane_kernel_oom_kill_last_timestamp_seconds",
+    "When a process of this name was last killed because memory ran out, in Unix time.",
+    ["scope", "process"],
+);
+static HUNG_LAST: Metric<1> = Metric::gauge(
+    "controlplane_kernel_hung_task_last_timestamp_seconds",
+    "When the kernel last reported a process of this name blocked for minutes, in Unix time. It \
+     reports 10 per boot.",
+    ["process"],
+);
+static SCSI_ERRORS: Metric<1> = Metric::counter(
+    "controlplane_kernel_scsi_errors_total",
+    "Commands that this SCSI or SATA device failed, retried ones included. From \
+     /sys/block/*/device/ioerr_cnt.",
+    ["device"],
+);
+static FILESYSTEM_ERRORS: Metric<1> = Metric::counter(
+    "controlplane_kernel_filesystem_errors_total",
+    "Errors recorded in the superblock of the ext4 filesystem on this partition or device since it \
+     was last checked. From /sys/fs/ext4/*/errors_count.",
+    ["device"],
+);
+static LOST: Metric<0> = Metric::counter(
+    "controlplane_kernel_records_lost_total",
+    "Records that the kernel overwrote before they were read, from gaps in their numbers.",
+    [],
+);
+static SUPPRESSED: Metric<0> = Metric::counter(
+    "controlplane_kernel_messages_suppressed_total",
+    "Messages that the kernel's rate limit swallowed, as it says itself.",
+    [],
+);
+
+/// The table of signatures, compiled by the first run.
+static CLASSIFIER: LazyLock<Result<Classifier, regex::Error>> = LazyLock::new(Classifier::new);
+
+/// The number after the last record whose events were handed on. It outlives the sampler, which
+/// reads the ring again when it is built anew.
+static EVENTS_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    /// Devices whose errors do not count, as globs of whole disks. Never applies to a device that
+    /// holds the datastore.
+    #[serde(deserialize_with = "list")]
+    ignore_devices: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { ignore_devices: DEFAULT_IGNORED.map(str::to_owned).into() }
+    }
+}
+
+/// What time it is.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    /// The moment at which the clock of the kernel's log was zero.
+    boot: SystemTime,
+    now: SystemTime,
+}
+
+/// The clock of the log is the monotonic one, which like it stops in suspend.
+fn clock() -> Clock {
+    let since = |id| Duration::try_from(clock_gettime(id)).unwrap_or_default();
+    let (now, up) = (since(ClockId::Realtime), since(ClockId::Monotonic));
+    Clock { boot: UNIX_EPOCH + now.saturating_sub(up), now: UNIX_EPOCH + now }
+}
+
+/// The records' times as they are in the world.
+#[derive(Debug, Clone, Copy)]
+struct Times(Clock);
+
+impl Times {
+    /// When a record was written that carries `micros`. A time to come, which only a plain file
+    /// can give, counts as now: no alert may wait for it to pass.
+    fn of(&self, micros: u64) -> SystemTime {
+        let at = self.0.boot.checked_add(Duration::from_micros(micros));
+        at.map_or(self.0.now, |at| at.min(self.0.now))
+    }
+}
+
+struct Kernel {
+    host: Host,
+    path: PathBuf,
+    log: Log,
+    /// Whether the log is a plain file, written on a host that may have booted at another time.
+    plain: bool,
+    devices: Devices,
+    tally: Tally,
+    counts: sysfs::Counts,
+    /// When `/sys` was last read.
+    counted: Option<Instant>,
+    /// [`clock`], or a fixed one under test.
+    clock: fn() -> Clock,
+    /// See [`EVENTS_TOLD`].
+    events_told: Arc<AtomicU64>,
+}
+
+impl Kernel {
+    fn new(
+        options: &Options,
+        host: &Host,
+        clock: fn() -> Clock,
+        events_told: Arc<AtomicU64>,
+    ) -> Result<Self, OptionsError> {
+        let place = host.facts().datastore.as_ref();
+        let datastore: Vec<String> = place
+            .iter()
+            .flat_map(|place| place.chain.iter().chain(&place.disks))
+            .cloned()
+            .collect();
+        let devices = Devices::new(&options.ignore_devices, &datastore)
+            .map_err(|error| OptionsError::new("ignore_devices", error.to_string()))?;
+        let path = host.path("/dev/kmsg");
+        Ok(Self {
+            host: host.clone(),
+            log: Log::new(path.clone()),
+            path,
+            plain: false,
+            devices,
+            tally: Tally::default(),
+            counts: sysfs::Counts::default(),
+            counted: None,
+            clock,
+            events_told,
+        })
+    }
+
+    fn open(&mut self) -> Result<(), SampleError> {
+        match self.log.open() {
+            Ok(Opened::Same) => {}
+            Ok(opened) => {
+                // Everything is read from the beginning, so everything is counted from zero.
+                self.tally = Tally::default();
+                self.plain = opened == Opened::Plain;
+            }
+            Err(error) => {
+                self.log.close();
+                return Err(refused(&self.path, error));
+            }
+        }
+        Ok(())
+    }
+
+    fn times(&self) -> Times {
+        let mut clock = (self.clock)();
+        if self.plain
+            && let Some(boot) = boot_time(&self.host)
+        {
+            clock.boot = boot;
+        }
+        Times(clock)
+    }
+
+    /// Reads what is new in the log.
+    fn drain(&mut self, classifier: &Classifier, out: &mut Batch) -> Result<(), SampleError> {
+        let times = self.times();
+        let mut events = VecDeque::new();
+        let mut bad = Bad { path: &self.path, count: 0 };
+        for _ in 0..RECORDS_PER_RUN {
+            let record = match self.log.next() {
+                Ok(Next::End) => break,
+                Ok(Next::Record(bytes)) => record::parse(bytes),
+                // The number of the next record tells how many are gone.
+                Ok(Next::Overrun) => continue,
+                Ok(Next::TooLong) => Err(record::Malformed::TooLong),
+                Err(error) => {
+                    self.log.close();
+                    return Err(refused(&self.path, error));
+                }
+            };
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    bad.record(error, out);
+                    continue;
+                }
+            };
+            self.tally.sequence(record.sequence);
+            if record.facility != FACILITY_KERNEL && record.facility != FACILITY_DAEMON {
+                continue;
+            }
+            let time = times.of(record.micros);
+            for line in record.text.lines() {
+                self.tally.line(line);
+            }
+            for (hit, line) in classifier.classify(&record.text) {
+                if !is_from(&record, &hit) || tally::is_ignored(&hit, &self.devices) {
+                    continue;
+                }
+                self.tally.count(&hit, time);
+                let told = self.events_told.load(Ordering::Relaxed);
+                if hit.severity >= Severity::Error && (self.plain || record.sequence >= told) {
+                    events.push_back((time, hit.id, describe(&record, &hit, line)));
+                }
+            }
+            if events.len() > EVENTS_PER_RUN {
+                events.drain(..events.len() - EVENTS_PER_RUN);
+            }
+            if !self.plain {
+                self.events_told.fetch_max(record.sequence.saturating_add(1), Ordering::Relaxed);
+            }
+        }
+        for (time, id, text) in events {
+            out.event(time, id, text);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, out: &mut Batch) {
+        self.tally.push(out);
+        if self.counted.is_none_or(|counted| counted.elapsed() >= SYSFS_INTERVAL) {
+            self.counts = sysfs::read(&self.host, &self.devices, MAX_DEVICES, out);
+            self.counted = Some(Instant::now());
+        }
+        for (device, count) in &self.counts.scsi {
+            out.push(&SCSI_ERRORS, [device], *count);
+        }
+        for (device, count) in &self.counts.filesystems {
+            out.push(&FILESYSTEM_ERRORS, [device], *count);
+        }
+        let damaged = self.counts.filesystems.iter().filter(|(_, count)| *count > 0);
+        let damaged = damaged.map(|(device, _)| device.as_str());
+        let with_errors: std::collections::BTreeSet<_> =
+            self.tally.devices().chain(damaged).collect();
+        for device in with_errors {
+            if let Some(holds) = self.devices.holds_datastore(device) {
+                out.push(&HOLDS_DATASTORE, [device], holds);
+            }
+        }
+    }
+}
+
+impl BlockingSampler for Kernel {
+    /// # Errors
+    ///
+    /// When the log cannot be opened or read: without it there is nothing to watch, and a run
+    /// that reported only the figures of `/sys` would look like a healthy disk. A record that
+    /// makes no sense is recorded in the batch, and the others count.
+    fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
+        let classifier =
+            CLASSIFIER.as_ref().map_err(|error| SampleError::parse("table.rs", error))?;
+        self.open()?;
+        self.drain(classifier, out)?;
+        self.push(out);
+        Ok(())
+    }
+}
+
+/// Bad records of one run.
+struct Bad<'a> {
+    path: &'a Path,
+    count: u64,
+}
+
+impl Bad<'_> {
+    fn record(&mut self, error: record::Malformed, out: &mut Batch) {
+        self.count += 1;
+        if self.count <= FAILURES_PER_RUN {
+            out.fail(SampleError::parse(self.path, error));
+        } else {
+            out.dropped(1);
+        }
+    }
+}
+
+/// Whether a line comes from whom it seems to come from. Nothing but the kernel writes records of
+/// its facility; a daemon's count only where journald complains about its own disk.
+fn is_from(record: &Record, hit: &Hit) -> bool {
+    if hit.id == JOURNALD_IO_ERROR {
+        record.facility == FACILITY_DAEMON && record.text.starts_with("systemd-journald[")
+    } else {
+        record.facility == FACILITY_KERNEL
+    }
+}
+
+/// The line for the timeline, with what it does not say itself.
+fn describe(record: &Record, hit: &Hit, line: String) -> String {
+    let mut text = line;
+    if matches!(hit.payload, Payload::Block(error) if error.readahead) {
+        text.push_str(" (read-ahead)");
+    }
+    if hit.device.is_none()
+        && let (Some(subsystem), Some(device)) = (&record.subsystem, &record.device)
+    {
+        text = format!("{text} ({subsystem} {device})");
+    }
+    text
+}
+
+/// When the host below the root booted, in whole seconds: `btime` of its `/proc/stat`.
+fn boot_time(host: &Host) -> Option<SystemTime> {
+    let stat = std::fs::read_to_string(host.path("/proc/stat")).ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// Why the log cannot be read, and what would change that.
+fn refused(path: &Path, error: std::io::Error) -> SampleError {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    let name = path.display();
+    match error.kind() {
+        PermissionDenied => SampleError::Permission(format!(
+            "reading {name}: {error}: the kernel's log is closed to this process; a unit needs \
+             AmbientCapabilities=CAP_SYSLOG, ProtectKernelLogs=no and DeviceAllow=/dev/kmsg r; a \
+             pod needs securityContext.privileged: true, since CAP_SYSLOG alone does not open the \
+             device there"
+        )),
+        NotFound => SampleError::read(
+            path,
+            std::io::Error::new(
+                NotFound,
+                format!("{error}: mount the host's /dev/kmsg there, or set kernel.enabled: false"),
+            ),
+        ),
+        _ => SampleError::read(path, error),
+    }
+}
+
+#[cfg(test)]
+mod tests;
