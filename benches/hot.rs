@@ -27,7 +27,8 @@ fn full_store() -> Arc<Store> {
                 series.push(serde_json::json!([desc.name, labels, {"Number": 12.5}]));
             }
         }
-        let wire = serde_json::json!({"series": series, "failures": [], "events": [], "dropped": 0});
+        let wire =
+            serde_json::json!({"series": series, "failures": [], "events": [], "dropped": 0});
         let wire = serde_json::from_value(wire).expect("a batch");
         store.put(name, Batch::from_wire(wire, def.metrics), Duration::from_secs(5));
     }
@@ -48,7 +49,8 @@ fn scrape(c: &mut Criterion) {
         ("openmetrics", Format::OpenMetrics, false),
         ("openmetrics gzip", Format::OpenMetrics, true),
     ] {
-        group.bench_function(name, |b| b.iter(|| render(&registry, format, gzip).expect("figures")));
+        group
+            .bench_function(name, |b| b.iter(|| render(&registry, format, gzip).expect("figures")));
     }
     group.bench_function("reused body", |b| {
         b.iter(|| store.body("text", || render(&registry, Format::Text, false)).expect("figures"));
@@ -64,7 +66,9 @@ fn kernel_log(c: &mut Criterion) {
     for i in 0..RECORDS {
         // One line in ten is an error, the others are what a busy node prints.
         let text = match i % 10 {
-            0 => "I/O error, dev sda, sector 2048 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 2",
+            0 => {
+                "I/O error, dev sda, sector 2048 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 2"
+            }
             5 => "EXT4-fs (sda1): mounted filesystem with ordered data mode. Quota mode: none.",
             _ => "IPv6: ADDRCONF(NETDEV_CHANGE): vethd8dcbcc6: link becomes ready",
         };

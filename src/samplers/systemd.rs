@@ -62,7 +62,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             trackers: HashMap::new(),
         }))
     },
-    cost: "",
+    cost: "with 8 units 17 calls and 2 ms a run: 0.8 ms of CPU time in the agent, 0.7 ms in the bus \
+           daemon, 0.4 ms in systemd",
 };
 
 static NRESTARTS: Metric<1> = Metric::gauge(

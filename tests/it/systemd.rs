@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const NRESTARTS: &str = "controlplane_systemd_unit_nrestarts";
@@ -282,8 +281,13 @@ fn the_private_socket_tells_the_same_without_a_bus() {
     container.install_unit("fast.service", &service(section, "sleep 0.4; kill -SEGV $$"));
     container.systemctl(&["start", "--no-block", "fast.service"]);
     container.systemctl(&["stop", "dbus.socket", "dbus.service"]);
-    let agent = Inside::start(&container, &[], &container.private_address(), "fast.service");
-    let scrape = agent.wait_until("restarts", |scrape| {
+    // Among the container's processes: systemd does not answer others on this socket.
+    let agent = Agent::start_with(Options {
+        config: config(&container.private_address(), &["fast.service"]),
+        inside: Some(container.leader()),
+        ..Options::default()
+    });
+    let scrape = agent.wait_until("restarts", RESTARTS, LIMIT, |scrape| {
         scrape.value(RESTARTS, &[("unit", "fast.service")]) >= Some(4.0)
             && state(scrape, "fast.service") == "active"
     });
@@ -295,13 +299,12 @@ fn the_private_socket_tells_the_same_without_a_bus() {
 fn the_private_socket_turns_others_than_root_away_and_the_agent_says_so() {
     let _turn = lab::together();
     let container = Container::boot();
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let socket = container.root().join("run/systemd/private");
     // Before 252 everybody could open it, and systemd itself turned them away.
     for mode in [0o600, 0o777] {
         std::fs::set_permissions(&socket, Permissions::from_mode(mode)).unwrap();
         let bus = "unix:path=/run/systemd/private";
-        let agent = Inside::start(&container, &nobody, bus, "dbus.service");
+        let agent = Nobody::start(&container, bus, "dbus.service");
         let labels = [("sampler", "systemd"), ("reason", "permission")];
         let what = "controlplane_sampler_failures_total";
         agent.wait_until(what, |scrape| scrape.value(what, &labels) > Some(0.0));
@@ -317,8 +320,7 @@ fn an_agent_without_any_privilege_is_told_everything_over_the_bus() {
     let section = "Restart=always\nRestartSec=100ms";
     container.install_unit("fast.service", &service(section, "sleep 0.4; exit 7"));
     container.systemctl(&["start", "--no-block", "fast.service"]);
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let agent = Inside::start(&container, &nobody, "system", "fast.service");
+    let agent = Nobody::start(&container, "system", "fast.service");
     let scrape = agent.wait_until("restarts", |scrape| {
         scrape.value(RESTARTS, &[("unit", "fast.service")]) >= Some(3.0)
             && state(scrape, "fast.service") == "active"
@@ -326,36 +328,31 @@ fn an_agent_without_any_privilege_is_told_everything_over_the_bus() {
     assert_eq!(exit(&scrape, "fast.service"), "exited 7");
 }
 
-/// An agent among the container's processes: systemd's private socket answers no others. It
-/// listens on this side all the same.
-struct Inside {
+/// An agent without any privilege in the container, for it could not follow `/proc/PID/root`. It
+/// listens on this side.
+struct Nobody {
     daemon: Daemon,
     address: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
-impl Inside {
+impl Nobody {
     #[track_caller]
-    fn start(container: &Container, wrapper: &[&str], bus: &str, unit: &str) -> Self {
-        let folder = lab::temp_dir("inside");
-        let address = SocketAddr::from(([127, 0, 0, 1], lab::free_port()));
+    fn start(container: &Container, bus: &str, unit: &str) -> Self {
         let there = container.root().join("opt");
+        // The file of an agent that runs cannot be written, only replaced.
+        std::fs::remove_file(there.join("agent")).ok();
+        std::fs::copy(AGENT, there.join("agent")).unwrap();
+        std::fs::write(there.join("config.yaml"), config(bus, &[unit])).unwrap();
+        let folder = lab::temp_dir("nobody");
+        let address = SocketAddr::from(([127, 0, 0, 1], lab::free_port()));
         let mut command = bound_command(lab::program("nsenter"));
-        command.arg(format!("--target={}", container.leader())).arg("--pid");
-        // As somebody else it cannot follow /proc/PID/root; then it sees the container's files.
-        let (agent, file) = if wrapper.is_empty() {
-            (PathBuf::from(AGENT), folder.path().join("config.yaml"))
-        } else {
-            // The file of an agent that runs cannot be written, only replaced.
-            std::fs::remove_file(there.join("agent")).ok();
-            std::fs::copy(AGENT, there.join("agent")).unwrap();
-            command.args(["--mount", "--root"]);
-            (PathBuf::from("/opt/agent"), PathBuf::from("/opt/config.yaml"))
-        };
-        let written = if wrapper.is_empty() { file.clone() } else { there.join("config.yaml") };
-        std::fs::write(written, config(bus, &[unit])).unwrap();
-        command.arg("--").args(wrapper).arg(agent);
-        command.arg(format!("--web.listen-address={address}")).arg("--config.file").arg(file);
+        command
+            .arg(format!("--target={}", container.leader()))
+            .args(["--pid", "--mount", "--root", "--"])
+            .args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(["/opt/agent", "--config.file=/opt/config.yaml"])
+            .arg(format!("--web.listen-address={address}"));
         let daemon = Daemon::start("agent", command, &folder.path().join("agent.log"));
         Self { daemon, address, _folder: folder }
     }
