@@ -23,6 +23,8 @@ use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, fa
 
 mod bus;
 mod private;
+#[cfg(test)]
+mod tests;
 mod track;
 
 use bus::{Bus, Details, Listed, Target};
@@ -60,7 +62,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             trackers: HashMap::new(),
         }))
     },
-    cost: "",
+    cost: "with 8 units 17 calls and 2 ms a run: 0.8 ms of CPU time in the agent, 0.7 ms in the bus \
+           daemon, 0.4 ms in systemd",
 };
 
 static NRESTARTS: Metric<1> = Metric::gauge(
@@ -300,25 +303,21 @@ impl Systemd {
         let (units, dropped) = cap(all);
         let services = |unit: &&Listed| exists(unit) && bus::is_service(&unit.id);
         let paths = units.iter().filter(services).map(|unit| unit.path.clone()).collect();
-        let (unsure, lost) = bus.watch(paths).await;
+        let lost = bus.watch(&paths).await;
         let mut reading = Reading { dropped: dropped + lost, ..Reading::default() };
-        let bus = &*bus;
-        let mut answers = stream::iter(units)
-            .map(|unit| {
-                let last_exit = unsure.contains(&unit.path);
-                async move {
-                    let details = if exists(&unit) {
-                        bus.details(&unit, last_exit).await
-                    } else {
-                        Ok(Details::default())
-                    };
-                    (unit, details)
-                }
-            })
-            .buffered(CONCURRENT);
-        while let Some((unit, details)) = answers.next().await {
+        let asked: &Bus = bus;
+        let answers = stream::iter(units).map(|unit| async move {
+            let details =
+                if exists(&unit) { asked.details(&unit).await } else { Ok(Details::default()) };
+            (unit, details)
+        });
+        let answers: Vec<_> = answers.buffered(CONCURRENT).collect().await;
+        for (unit, details) in answers {
             let details = match details {
-                Ok(details) => details,
+                Ok(details) => {
+                    bus.has_read(&unit.path);
+                    details
+                }
                 Err(error) if bus.is_closed() => return Err(error),
                 Err(error) => {
                     reading.failures.push(error);

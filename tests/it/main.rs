@@ -6,8 +6,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::float_cmp,
-    reason = "a test stops at the first thing that is not as it should be, and expects exact figures"
+    reason = "a test stops at the first thing that is not as it should be"
 )]
 
 mod etcd;

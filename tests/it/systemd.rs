@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const NRESTARTS: &str = "controlplane_systemd_unit_nrestarts";
@@ -50,21 +49,18 @@ fn now() -> f64 {
 fn state(scrape: &Scrape, unit: &str) -> String {
     let all = scrape.all(STATE, &[("unit", unit)]);
     assert_eq!(all.len(), 7, "{unit} has {all:?}");
-    let current: Vec<_> = all.iter().filter(|sample| sample.value == 1.0).collect();
+    let current: Vec<_> = all.iter().filter(|sample| sample.value > 0.0).collect();
     assert_eq!(current.len(), 1, "{unit} is in several states or in none: {all:?}");
     current[0].labels["state"].clone()
 }
 
-/// `code` and `status` of a unit's last exit.
-fn exit(scrape: &Scrape, unit: &str) -> Option<(String, String)> {
+/// `code` and `status` of a unit's last exit, or nothing.
+fn exit(scrape: &Scrape, unit: &str) -> String {
     let all = scrape.all(EXIT, &[("unit", unit)]);
     assert!(all.len() <= 1, "several last exits: {all:?}");
-    let labels = &all.first()?.labels;
-    Some((labels["code"].clone(), labels["status"].clone()))
-}
-
-fn told(code: &str, status: &str) -> Option<(String, String)> {
-    Some((code.to_owned(), status.to_owned()))
+    all.first().map_or_else(String::new, |exit| {
+        format!("{} {}", exit.labels["code"], exit.labels["status"])
+    })
 }
 
 #[test]
@@ -99,19 +95,19 @@ fn every_way_in_which_a_unit_can_end_or_not_begin_is_told_apart() {
     let scrape = agent.wait_until("the last exit of each", STATE, LIMIT, |scrape| {
         ["sigbus", "killed", "goish", "done"]
             .iter()
-            .all(|unit| exit(scrape, &format!("{unit}.service")).is_some())
+            .all(|unit| !exit(scrape, &format!("{unit}.service")).is_empty())
     });
     let told_of = |unit: &str| (state(&scrape, unit), exit(&scrape, unit));
-    let of = |state: &str, exit| (state.to_owned(), exit);
-    assert_eq!(told_of("sigbus.service"), of("failed", told("killed", "BUS")));
-    assert_eq!(told_of("killed.service"), of("failed", told("killed", "KILL")));
-    assert_eq!(told_of("goish.service"), of("failed", told("exited", "2")));
-    assert_eq!(told_of("done.service"), of("inactive", told("exited", "0")));
-    assert_eq!(told_of("stuck.service"), of("activating", None));
-    assert_eq!(told_of("running.service"), of("active", None));
-    assert_eq!(told_of("missing.service"), of("inactive", None));
-    assert_eq!(told_of("masked.service"), of("inactive", None));
-    assert_eq!(told_of("door.socket"), of("active", None));
+    let of = |state: &str, exit: &str| (state.to_owned(), exit.to_owned());
+    assert_eq!(told_of("sigbus.service"), of("failed", "killed BUS"));
+    assert_eq!(told_of("killed.service"), of("failed", "killed KILL"));
+    assert_eq!(told_of("goish.service"), of("failed", "exited 2"));
+    assert_eq!(told_of("done.service"), of("inactive", "exited 0"));
+    assert_eq!(told_of("stuck.service"), of("activating", ""));
+    assert_eq!(told_of("running.service"), of("active", ""));
+    assert_eq!(told_of("missing.service"), of("inactive", ""));
+    assert_eq!(told_of("masked.service"), of("inactive", ""));
+    assert_eq!(told_of("door.socket"), of("active", ""));
     for name in &names {
         let absent = ["missing.service", "masked.service", "broken.service"].contains(name);
         let unit = [("unit", *name)];
@@ -133,7 +129,7 @@ fn every_way_in_which_a_unit_can_end_or_not_begin_is_told_apart() {
     assert_eq!(scrape.value(RESTARTS, &[("unit", "running.service")]), Some(0.0));
     let up = [("sampler", "systemd")];
     assert_eq!(scrape.value("controlplane_sampler_up", &up), Some(1.0));
-    assert_eq!(scrape.sum("controlplane_sampler_failures_total", &up), 0.0);
+    assert!(scrape.sum("controlplane_sampler_failures_total", &up) < 1.0);
 }
 
 #[test]
@@ -144,9 +140,8 @@ fn an_exit_from_before_the_agent_is_told_while_systemd_remembers_it() {
     container.install_unit("k3s.service", &text);
     container.systemctl(&["enable", "--quiet", "--now", "k3s.service"]);
     let agent = agent(&container, &["k3s"]);
-    let scrape = agent.wait_until("the exit", EXIT, LIMIT, |scrape| {
-        exit(scrape, "k3s.service") == told("exited", "0")
-    });
+    let scrape = agent
+        .wait_until("the exit", EXIT, LIMIT, |scrape| exit(scrape, "k3s.service") == "exited 0");
     assert_eq!(state(&scrape, "k3s.service"), "inactive");
     assert_eq!(scrape.value(LOADED, &[("unit", "k3s.service")]), Some(1.0));
 }
@@ -175,9 +170,10 @@ fn a_crash_loop_at_systemds_fastest_loses_neither_restarts_nor_the_last_exit() {
         std::thread::sleep(Duration::from_millis(100));
         let scrape = agent.scrape();
         let restarts = scrape.value(RESTARTS, &fast).unwrap();
-        assert_eq!(scrape.value(NRESTARTS, &fast).unwrap(), restarts + offset);
-        if let Some(last) = exit(&scrape, "fast.service") {
-            assert_eq!(Some(last), told("killed", "BUS"));
+        assert_eq!(scrape.value(NRESTARTS, &fast), Some(restarts + offset));
+        let last = exit(&scrape, "fast.service");
+        if !last.is_empty() {
+            assert_eq!(last, "killed BUS");
             exits.insert(scrape.value(EXIT_TIME, &fast).unwrap().to_bits());
             running += usize::from(state(&scrape, "fast.service") == "active");
         }
@@ -187,11 +183,12 @@ fn a_crash_loop_at_systemds_fastest_loses_neither_restarts_nor_the_last_exit() {
     };
     assert!(exits.len() >= 5, "only {} different exits were seen", exits.len());
     assert!(running >= 5, "it was hardly ever found running: {running}");
-    assert_eq!(exit(&scrape, "slow.service"), told("exited", "3"));
+    assert_eq!(exit(&scrape, "slow.service"), "exited 3");
 
     // Starting it by hand sets systemd's figure back, not ours.
     let before = scrape.value(RESTARTS, &fast).unwrap();
-    container.systemctl(&["restart", "--no-block", "fast.service"]);
+    container.systemctl(&["stop", "fast.service"]);
+    container.systemctl(&["start", "fast.service"]);
     let scrape = agent.wait_until("the reset", NRESTARTS, LIMIT, |scrape| {
         scrape.value(NRESTARTS, &fast).unwrap() < before
     });
@@ -268,7 +265,7 @@ fn a_bus_that_is_silent_costs_one_timeout_and_no_scrape_waits_for_it() {
     assert!(slowest < Duration::from_millis(50), "a scrape took {slowest:?}");
     // A run takes a second, and the next begins at once.
     assert!((4.0..=9.0).contains(&failures), "{failures} runs failed in 8 s");
-    assert_eq!(scrape.sum("controlplane_sampler_failures_total", &[("reason", "deadline")]), 0.0);
+    assert!(scrape.sum("controlplane_sampler_failures_total", &[("reason", "deadline")]) < 1.0);
     let up = [("sampler", "systemd")];
     let after = agent.wait_value("controlplane_sampler_up", &up, 1.0, LIMIT);
     // Given-up connections are closed.
@@ -284,27 +281,30 @@ fn the_private_socket_tells_the_same_without_a_bus() {
     container.install_unit("fast.service", &service(section, "sleep 0.4; kill -SEGV $$"));
     container.systemctl(&["start", "--no-block", "fast.service"]);
     container.systemctl(&["stop", "dbus.socket", "dbus.service"]);
-    let agent = Inside::start(&container, &[], &container.private_address(), "fast.service");
-    let scrape = agent.wait_until("restarts", |scrape| {
+    // Among the container's processes: systemd does not answer others on this socket.
+    let agent = Agent::start_with(Options {
+        config: config(&container.private_address(), &["fast.service"]),
+        inside: Some(container.leader()),
+        ..Options::default()
+    });
+    let scrape = agent.wait_until("restarts", RESTARTS, LIMIT, |scrape| {
         scrape.value(RESTARTS, &[("unit", "fast.service")]) >= Some(4.0)
             && state(scrape, "fast.service") == "active"
     });
-    let (code, status) = exit(&scrape, "fast.service").unwrap();
-    assert_eq!(status, "SEGV");
-    assert!(["killed", "dumped"].contains(&code.as_str()), "{code}");
+    let last = exit(&scrape, "fast.service");
+    assert!(["killed SEGV", "dumped SEGV"].contains(&last.as_str()), "{last}");
 }
 
 #[test]
 fn the_private_socket_turns_others_than_root_away_and_the_agent_says_so() {
     let _turn = lab::together();
     let container = Container::boot();
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let socket = container.root().join("run/systemd/private");
     // Before 252 everybody could open it, and systemd itself turned them away.
     for mode in [0o600, 0o777] {
         std::fs::set_permissions(&socket, Permissions::from_mode(mode)).unwrap();
         let bus = "unix:path=/run/systemd/private";
-        let agent = Inside::start(&container, &nobody, bus, "dbus.service");
+        let agent = Nobody::start(&container, bus, "dbus.service");
         let labels = [("sampler", "systemd"), ("reason", "permission")];
         let what = "controlplane_sampler_failures_total";
         agent.wait_until(what, |scrape| scrape.value(what, &labels) > Some(0.0));
@@ -320,45 +320,39 @@ fn an_agent_without_any_privilege_is_told_everything_over_the_bus() {
     let section = "Restart=always\nRestartSec=100ms";
     container.install_unit("fast.service", &service(section, "sleep 0.4; exit 7"));
     container.systemctl(&["start", "--no-block", "fast.service"]);
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let agent = Inside::start(&container, &nobody, "system", "fast.service");
+    let agent = Nobody::start(&container, "system", "fast.service");
     let scrape = agent.wait_until("restarts", |scrape| {
         scrape.value(RESTARTS, &[("unit", "fast.service")]) >= Some(3.0)
             && state(scrape, "fast.service") == "active"
     });
-    assert_eq!(exit(&scrape, "fast.service"), told("exited", "7"));
+    assert_eq!(exit(&scrape, "fast.service"), "exited 7");
 }
 
-/// An agent among the container's processes: systemd's private socket answers no others. It
-/// listens on this side all the same.
-struct Inside {
+/// An agent without any privilege in the container, for it could not follow `/proc/PID/root`. It
+/// listens on this side.
+struct Nobody {
     daemon: Daemon,
     address: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
-impl Inside {
+impl Nobody {
     #[track_caller]
-    fn start(container: &Container, wrapper: &[&str], bus: &str, unit: &str) -> Self {
-        let folder = lab::temp_dir("inside");
-        let address = SocketAddr::from(([127, 0, 0, 1], lab::free_port()));
+    fn start(container: &Container, bus: &str, unit: &str) -> Self {
         let there = container.root().join("opt");
+        // The file of an agent that runs cannot be written, only replaced.
+        std::fs::remove_file(there.join("agent")).ok();
+        std::fs::copy(AGENT, there.join("agent")).unwrap();
+        std::fs::write(there.join("config.yaml"), config(bus, &[unit])).unwrap();
+        let folder = lab::temp_dir("nobody");
+        let address = SocketAddr::from(([127, 0, 0, 1], lab::free_port()));
         let mut command = bound_command(lab::program("nsenter"));
-        command.arg(format!("--target={}", container.leader())).arg("--pid");
-        // As somebody else it cannot follow /proc/PID/root; then it sees the container's files.
-        let (agent, file) = if wrapper.is_empty() {
-            (PathBuf::from(AGENT), folder.path().join("config.yaml"))
-        } else {
-            // The file of an agent that runs cannot be written, only replaced.
-            std::fs::remove_file(there.join("agent")).ok();
-            std::fs::copy(AGENT, there.join("agent")).unwrap();
-            command.args(["--mount", "--root"]);
-            (PathBuf::from("/opt/agent"), PathBuf::from("/opt/config.yaml"))
-        };
-        let written = if wrapper.is_empty() { file.clone() } else { there.join("config.yaml") };
-        std::fs::write(written, config(bus, &[unit])).unwrap();
-        command.arg("--").args(wrapper).arg(agent);
-        command.arg(format!("--web.listen-address={address}")).arg("--config.file").arg(file);
+        command
+            .arg(format!("--target={}", container.leader()))
+            .args(["--pid", "--mount", "--root", "--"])
+            .args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(["/opt/agent", "--config.file=/opt/config.yaml"])
+            .arg(format!("--web.listen-address={address}"));
         let daemon = Daemon::start("agent", command, &folder.path().join("agent.log"));
         Self { daemon, address, _folder: folder }
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt;
+use rustix::process::geteuid;
 use tokio::task::JoinHandle;
 use zbus::address::transport::{Transport, Unix, UnixSocket};
 use zbus::connection::Builder;
@@ -93,6 +94,10 @@ impl Target {
             zbus::Error::Connection(error, _) | zbus::Error::InputOutput(error) => {
                 match (error.kind(), self.path()) {
                     (io::ErrorKind::PermissionDenied, _) => denied(&error),
+                    // Up to systemd 251 everybody can open it, and systemd hangs up on them.
+                    (kind, _) if self.private && hung_up(kind) && !geteuid().is_root() => {
+                        denied(&error)
+                    }
                     (io::ErrorKind::NotFound, Some(path)) => {
                         SampleError::read(path, io::Error::from(io::ErrorKind::NotFound))
                     }
@@ -103,8 +108,6 @@ impl Target {
                 fdo::Error::AccessDenied(_) | fdo::Error::AuthFailed(_) => denied(error),
                 _ => SampleError::call(self.to_string(), error),
             },
-            // systemd closes the private socket before anybody else could say who he is.
-            zbus::Error::Handshake(text) if self.private => denied(text),
             _ => SampleError::call(self.to_string(), error),
         }
     }
@@ -116,6 +119,11 @@ impl From<Address> for Target {
         target.private = target.path().is_some_and(|path| path.ends_with("systemd/private"));
         target
     }
+}
+
+fn hung_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// The socket, or else the address.
@@ -202,6 +210,8 @@ pub(super) struct Bus {
     destination: Option<&'static str>,
     queue: Arc<Mutex<Queue>>,
     reader: JoinHandle<()>,
+    /// Objects of which signals may have been missed, so that their last exit must be read.
+    unread: HashSet<String>,
     /// systemd's own addresses on the bus, now and before: any client may send signals.
     owners: [Option<String>; 2],
 }
@@ -225,6 +235,7 @@ impl Bus {
             destination: (!target.private).then_some(SYSTEMD),
             reader: tokio::spawn(read_signals(stream, Arc::clone(&queue))),
             queue,
+            unread: HashSet::new(),
             owners: [None, None],
         };
         bus.call(OBJECT, MANAGER, "Subscribe", &()).await.map_err(|e| bus.error(&e))?;
@@ -300,28 +311,35 @@ impl Bus {
         }
     }
 
-    /// Has the exits of these objects, and of no others, signalled from now on. Returns those
-    /// whose last exit must be read because signals of it may have been missed, and how many
-    /// signals were lost.
-    pub(super) async fn watch(&mut self, paths: HashSet<String>) -> (HashSet<String>, u64) {
+    /// Has the exits of these objects, and of no others, signalled from now on. Returns how many
+    /// exits were lost since the last call because the queue was full.
+    pub(super) async fn watch(&mut self, paths: &HashSet<String>) -> u64 {
         let (watched, lost) = {
             let mut queue = lock(&self.queue);
             (queue.watched.clone(), std::mem::take(&mut queue.lost))
         };
-        for gone in watched.difference(&paths) {
+        for gone in watched.difference(paths) {
             lock(&self.queue).watched.remove(gone);
             // A rule that stays only costs a few signals that nobody keeps.
             drop(self.match_rule("RemoveMatch", gone).await);
         }
-        let mut unsure = if lost > 0 { paths.clone() } else { HashSet::new() };
+        self.unread.retain(|path| paths.contains(path));
+        if lost > 0 {
+            self.unread.extend(paths.iter().cloned());
+        }
         for new in paths.difference(&watched) {
             // Without signals its properties are read each time.
             if self.match_rule("AddMatch", new).await.is_ok() {
                 lock(&self.queue).watched.insert(new.clone());
             }
-            unsure.insert(new.clone());
+            self.unread.insert(new.clone());
         }
-        (unsure, lost)
+        lost
+    }
+
+    /// Notes that the properties of an object have been read.
+    pub(super) fn has_read(&mut self, path: &str) {
+        self.unread.remove(path);
     }
 
     async fn match_rule(&self, method: &str, path: &str) -> zbus::Result<()> {
@@ -336,25 +354,21 @@ impl Bus {
         Ok(())
     }
 
-    /// What else is known about a unit. Only if `last_exit`, all properties of the service are
-    /// read at once: for some of them systemd reads files, but one by one they could belong to
-    /// two different processes.
-    pub(super) async fn details(
-        &self,
-        unit: &Listed,
-        last_exit: bool,
-    ) -> Result<Details, SampleError> {
-        self.try_details(unit, last_exit).await.map_err(|e| self.error(&e))
+    /// What else is known about a unit. Where a signal may have been missed, all properties of
+    /// the service are read at once: for some of them systemd reads files, but one by one they
+    /// could belong to two different processes.
+    pub(super) async fn details(&self, unit: &Listed) -> Result<Details, SampleError> {
+        self.try_details(unit).await.map_err(|e| self.error(&e))
     }
 
-    async fn try_details(&self, unit: &Listed, last_exit: bool) -> zbus::Result<Details> {
+    async fn try_details(&self, unit: &Listed) -> zbus::Result<Details> {
         let since = self.get(unit, UNIT, "StateChangeTimestamp");
         let since = since.await?.and_then(|reply| value::<u64>(&reply)).unwrap_or(0);
         let mut details = Details { since, ..Details::default() };
         if !is_service(&unit.id) {
             return Ok(details);
         }
-        if last_exit {
+        if self.unread.contains(&unit.path) {
             let reply = self.call(&unit.path, PROPERTIES, "GetAll", &(SERVICE,)).await?;
             let body = reply.body();
             let properties: HashMap<&str, Variant<'_>> = body.deserialize()?;
