@@ -61,6 +61,12 @@ enum Command {
     /// Look at the node for the agent that started this process
     #[command(hide = true)]
     Detect,
+    /// Sync a file again and again for the agent that started this process
+    #[command(hide = true)]
+    Probe,
+    /// Look at one path's filesystem for the agent that started this process
+    #[command(hide = true)]
+    Statfs,
     /// Read files for the agent that started this process
     #[command(hide = true)]
     Read,
@@ -71,6 +77,8 @@ fn main() -> ExitCode {
     let ended = match &cli.command {
         Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
+        Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
+        Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
         Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
         Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),

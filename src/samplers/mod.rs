@@ -15,7 +15,10 @@ samplers! {
     exporter,
     etcd,
     registry_keys,
+    fdatasync,
     kernel,
+    systemd,
+    filesystem,
 }
 
 /// The sampler with this name.

@@ -12,7 +12,9 @@
 mod etcd;
 mod golden;
 mod house;
+mod kernel;
 mod lab;
 mod lab_itself;
 mod registry_keys;
 mod shipped;
+mod systemd;
