@@ -1,10 +1,12 @@
 //! A server that says what no healthy etcd says, for tests: HTTP/2 with answers written by hand.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use axum::body::Bytes;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
@@ -25,7 +27,8 @@ pub(crate) async fn serve(answer: impl Fn(&str, &[u8]) -> Said + Send + Sync + '
                 let answer = Arc::clone(&answer);
                 async move {
                     let call = request.uri().path().rsplit('/').next().unwrap().to_owned();
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let body = axum::body::Body::new(request.into_body());
+                    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
                     Ok::<_, Infallible>(response(answer(&call, &body[5..])))
                 }
             });
@@ -36,7 +39,7 @@ pub(crate) async fn serve(answer: impl Fn(&str, &[u8]) -> Said + Send + Sync + '
     url
 }
 
-fn response(said: Said) -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
+fn response(said: Said) -> Response<Frames> {
     let mut trailers = HeaderMap::new();
     let mut frame = Vec::new();
     match said {
@@ -51,8 +54,23 @@ fn response(said: Said) -> Response<impl hyper::body::Body<Data = Bytes, Error =
             trailers.insert("grpc-message", text.parse().unwrap());
         }
     }
-    let body = Full::new(Bytes::from(frame)).with_trailers(async { Some(Ok(trailers)) });
+    let body = Frames([Some(Frame::data(frame.into())), Some(Frame::trailers(trailers))]);
     Response::builder().header("content-type", "application/grpc").body(body).unwrap()
+}
+
+/// A message and the trailers behind it.
+struct Frames([Option<Frame<Bytes>>; 2]);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.iter_mut().find_map(Option::take).map(Ok))
+    }
 }
 
 /// A message made field by field.

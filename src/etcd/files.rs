@@ -223,6 +223,12 @@ impl TlsFiles {
         self
     }
 
+    /// Where the CA is.
+    #[cfg(test)]
+    pub(crate) fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
     /// Forgets when the files were read.
     #[cfg(test)]
     pub(crate) async fn stale(&self) {

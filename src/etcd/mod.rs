@@ -108,6 +108,8 @@ impl Settings {
         if addresses.is_empty() {
             return Ok(None);
         }
+        // Files of another etcd are not shown to this one.
+        let found = found.filter(|found| !own || covers(found, &addresses));
         let found = found.cloned().unwrap_or_default();
         let (cert, key) = match (self.cert_file, self.key_file) {
             (Some(cert), Some(key)) => (Some(cert), Some(key)),
@@ -117,6 +119,14 @@ impl Settings {
         let tls = Arc::new(TlsFiles::new(host, ca, cert, key));
         Ok(Some(Access { addresses, tls, server_name: self.server_name.map(Into::into) }))
     }
+}
+
+/// Whether what was found is about the etcd at one of these addresses.
+pub fn covers(found: &EtcdAccess, addresses: &[Address]) -> bool {
+    let known = |address: &Address| {
+        found.endpoints.iter().any(|url| Address::parse(url).is_ok_and(|found| found == *address))
+    };
+    addresses.iter().any(known)
 }
 
 #[cfg(test)]
@@ -142,6 +152,12 @@ mod tests {
         };
         let access = settings(&[]).access(Some(&found), &host).unwrap();
         assert_eq!(addresses(access), ["https://127.0.0.1:2379"]);
+        let ca = |url| {
+            let access = settings(&[url]).access(Some(&found), &host).unwrap().unwrap();
+            access.tls.ca().map(|ca| ca.display().to_string())
+        };
+        assert_eq!(ca("https://127.0.0.1:2379/"), Some("/host/pki/ca.crt".into()));
+        assert_eq!(ca("https://10.0.0.9:2379"), None, "another etcd");
         let access = settings(&["http://[::1]:1", "/run/kine.sock:2379"]);
         let access = access.access(Some(&found), &host).unwrap();
         assert_eq!(addresses(access), ["http://[::1]:1", "unix:///host/run/kine.sock:2379"]);

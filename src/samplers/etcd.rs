@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles};
+use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -84,12 +84,9 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             )));
         };
         // What detection says of another etcd than the configured one does not count.
-        let meant = |found: &EtcdAccess| {
-            access.addresses.iter().any(|a| found.endpoints.contains(&a.to_string()))
-        };
         let quota = match own.quota_bytes {
             Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
-            None => found.filter(meant).and_then(|found| found.quota),
+            None => found.filter(|f| covers(f, &access.addresses)).and_then(|found| found.quota),
         };
         Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
     },
