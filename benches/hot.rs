@@ -10,9 +10,9 @@ use controlplane_exporter::host::Host;
 use controlplane_exporter::metric::Kind;
 use controlplane_exporter::sample::Batch;
 use controlplane_exporter::sampler::{BlockingSampler, Build, Driver};
+use controlplane_exporter::samplers;
 use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
-use controlplane_exporter::{samplers, store};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus_client::registry::Registry;
 
