@@ -16,6 +16,7 @@ samplers! {
     fdatasync,
     kernel,
     filesystem,
+    snap,
 }
 
 /// The sampler with this name.
