@@ -188,7 +188,9 @@ impl Snap {
             });
             return;
         }
-        out.push(&USAGE, [snap, area], walk.bytes());
+        if walk.found() {
+            out.push(&USAGE, [snap, area], walk.bytes());
+        }
     }
 
     /// Every snap that has data.
@@ -345,6 +347,15 @@ mod tests {
         assert_eq!(out.value(&USAGE, ["microk8s", "common"]), None);
         assert!(out.value(&USAGE, ["microk8s", "packages"]).is_some());
         assert!(out.failures()[0].to_string().contains("more than 10 files"));
+    }
+
+    #[test]
+    fn an_area_that_is_not_there_has_no_figure() {
+        let root = Root::new();
+        fs::remove_dir_all(root.0.path().join("var/lib/snapd")).unwrap();
+        let out = root.report("microk8s", 1_000);
+        assert_eq!((out.series(&USAGE), out.reasons()), (2, vec![]));
+        assert_eq!(out.value(&REVISIONS, ["microk8s"]), Some(2.0));
     }
 
     #[test]

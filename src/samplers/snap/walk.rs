@@ -73,6 +73,11 @@ impl Walk {
         self.bytes
     }
 
+    /// Whether anything was there to count.
+    pub(super) fn found(&self) -> bool {
+        self.entries > 0
+    }
+
     /// Adds a file, or a directory with everything below it. What is not there adds nothing.
     pub(super) fn add(&mut self, path: &Path) -> Result<(), Incomplete> {
         match self.add_tree(path) {
