@@ -33,9 +33,10 @@ case ${1:-all} in
     lint
     group build cargo test --locked --no-run
     group unit cargo test --locked --lib --bins
-    group files cargo test --locked --test golden --test shipped
-    # Real daemons share two cores, loop devices and the kernel's log: one test after the other.
-    group it cargo test --locked --test it -- --test-threads=1
+    group size cargo build --locked --release
+    for module in $(sed -n 's/^mod \([a-z_]*\);$/\1/p' tests/it/main.rs); do
+      if [ "$module" != lab ]; then group "it $module" cargo test --locked --test it -- "$module::"; fi
+    done
     ;;
   *) echo "usage: tests/run.sh [lint|long]" >&2; exit 2 ;;
 esac

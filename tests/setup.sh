@@ -17,7 +17,7 @@ PACKAGES=(
   protobuf-compiler                              # etcd-client compiles its protos
   prometheus                                     # with promtool
   debootstrap debian-archive-keyring systemd-container dbus    # systemd as PID 1, busctl
-  e2fsprogs xfsprogs fuse3 mount util-linux      # disks: mkfs, losetup, setpriv, unshare, nsenter
+  e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
   iproute2 strace procps
 )
 
@@ -73,7 +73,7 @@ mirror() {
     return
   fi
   apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Identifier: Packages' |
-    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }'
+    awk '$1 == "Debian" && $2 == "Debian" && !seen++ { print $3 }'
 }
 
 need_mirror() {

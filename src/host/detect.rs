@@ -83,6 +83,10 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
     override_primary(&probe, overrides, &mut installations);
     for found in &mut installations {
         found.evidence.truncate(MAX_EVIDENCE);
+        // Files of arguments end directories with a slash; labels must not.
+        for dir in [&mut found.data_dir, &mut found.datastore_dir, &mut found.wal_dir] {
+            *dir = dir.take().map(|dir| dir.components().collect());
+        }
         found.container_dirs.retain(|dir| probe.presence(dir) != Some(false));
     }
     Facts {

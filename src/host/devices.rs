@@ -2,7 +2,7 @@
 //!
 //! Reads links and small files below `/sys/dev/block`, `/sys/class/block` and `/sys/fs/btrfs`;
 //! opens no device. A loop device is followed through its file to the disk below. Without a block
-//! device (network, ZFS, overlay, tmpfs) the chain is unknown and empty. About 100 µs.
+//! device (network, ZFS, overlay, tmpfs) the chain is unknown and empty. About 30 µs for one disk.
 
 use std::path::{Path, PathBuf};
 

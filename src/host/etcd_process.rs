@@ -49,7 +49,11 @@ pub(super) fn plain(probe: &Probe, others: &[Found], forced: bool) -> Option<Fou
             (own && !is_child_of_others(process)).then_some((process, settings))
         });
     let unit = match &running {
-        Some((process, _)) => process.unit().map(str::to_owned),
+        // In a container it is run by a unit that calls the container's runtime.
+        Some((process, _)) if process.contained() => unit_of_etcd(probe),
+        Some((process, _)) => {
+            process.unit().filter(|unit| runs_etcd(probe, unit)).map(str::to_owned)
+        }
         None => unit_of_etcd(probe),
     };
     let settings = if let Some((_, settings)) = &running {
@@ -62,13 +66,21 @@ pub(super) fn plain(probe: &Probe, others: &[Found], forced: bool) -> Option<Fou
         }
         settings
     };
-    // An idle unit file beside a Kubernetes with a member of its own is a package's leftover.
     let has_member = others.iter().any(|other| other.installation.datastore == Datastore::Etcd);
-    if !forced && running.is_none() && (unit.is_none() || has_member) {
+    if !forced && running.is_none() && (has_member || !was_used(probe, unit.as_deref(), &settings))
+    {
         return None;
     }
     let found = describe(probe, &settings, unit, running.is_some());
     Some(Found::new(probe, found).advertising(settings.advertise_client_urls))
+}
+
+/// Whether a stopped etcd is meant to run: its unit starts at boot and it has run before. A
+/// package that was merely installed, for its tools or as a dependency, is nothing to watch.
+fn was_used(probe: &Probe, unit: Option<&str>, settings: &EtcdSettings) -> bool {
+    let member = settings.data_dir.as_ref().map(|dir| dir.join("member"));
+    unit.is_some_and(|unit| units::enabled(probe, unit))
+        && member.is_some_and(|member| probe.presence(member) != Some(false))
 }
 
 fn describe(
@@ -133,10 +145,15 @@ fn is_child_of_others(process: &Process) -> bool {
 
 /// The first unit whose name begins with etcd and whose command is etcd.
 fn unit_of_etcd(probe: &Probe) -> Option<String> {
-    units::matching(probe, "etcd", ".service").into_iter().find(|name| {
-        let unit = units::load(probe, name, &known_variable).unwrap_or_default();
-        unit.exec.first().is_some_and(|word| Path::new(word).ends_with("etcd"))
-    })
+    let mut units = units::matching(probe, "etcd", ".service").into_iter();
+    units.find(|unit| runs_etcd(probe, unit))
+}
+
+/// Whether the command of a unit is etcd. An etcd started by hand, or by a test, may be found in
+/// the cgroup of a unit that is about something else.
+fn runs_etcd(probe: &Probe, unit: &str) -> bool {
+    let unit = units::load(probe, unit, &known_variable).unwrap_or_default();
+    unit.exec.first().is_some_and(|word| Path::new(word).ends_with("etcd"))
 }
 
 fn settings_of_unit(probe: &Probe, unit: &str) -> Option<EtcdSettings> {

@@ -169,6 +169,9 @@ pub(super) fn local_endpoints(listen: &[String]) -> Vec<String> {
     let mut others = Vec::new();
     for url in listen {
         let Some((scheme, rest)) = url.split_once("://") else { continue };
+        if !["http", "https", "unix", "unixs"].contains(&scheme) {
+            continue;
+        }
         let (host, port) = rest.rsplit_once(':').unwrap_or((rest, "2379"));
         match host {
             _ if scheme.starts_with("unix") => others.push(url.clone()),

@@ -56,7 +56,7 @@ pub struct Installation {
     /// What the API server stores its objects in.
     pub datastore: Datastore,
     /// The directory that holds the datastore's files: etcd's data directory (the one with
-    /// `member/`), the directory of the `SQLite` file, or dqlite's.
+    /// `member/`), the directory of the SQLite file, or dqlite's.
     pub datastore_dir: Option<PathBuf>,
     /// etcd's `--wal-dir`, where it is set.
     pub wal_dir: Option<PathBuf>,
@@ -181,7 +181,7 @@ pub enum Datastore {
     Etcd,
     /// An etcd elsewhere.
     ExternalEtcd,
-    /// `SQLite` through kine.
+    /// SQLite through kine.
     Sqlite,
     /// A SQL server or NATS elsewhere, through kine.
     ExternalSql,

@@ -63,7 +63,7 @@ pub(super) fn k0s(probe: &Probe, hint: &Hint) -> Option<Found> {
         candidates.iter().map(|name| Unit { name: (*name).to_owned(), expected: true }).collect();
     found.container_dirs = vec![data.join("containerd"), data.join("kubelet")];
     if found.role != Role::Agent {
-        describe_datastore(probe, &config, &flags, &data, &mut found);
+        describe_datastore(&config, &flags, &data, &mut found);
     }
     found.data_dir = Some(data);
     Some(Found::new(probe, found))
@@ -77,13 +77,7 @@ fn role_of(words: &[String]) -> Option<Role> {
     }
 }
 
-fn describe_datastore(
-    probe: &Probe,
-    config: &Config,
-    flags: &Flags,
-    data: &Path,
-    found: &mut Installation,
-) {
+fn describe_datastore(config: &Config, flags: &Flags, data: &Path, found: &mut Installation) {
     let single = flags.get("single").is_some_and(|value| value != "false");
     let kind = config.spec("storage.type").unwrap_or(if single { "kine" } else { "etcd" });
     if kind == "kine" {
@@ -128,9 +122,6 @@ fn describe_datastore(
         key_file: Some(pki.join("apiserver-etcd-client.key")),
         quota: bytes.map(|bytes| Quota { bytes, source: QuotaSource::Config }),
     });
-    if probe.presence(data.join("etcd")).is_none() {
-        probe.note(format!("whether {} exists is unknown", data.join("etcd").display()));
-    }
 }
 
 /// The configuration in effect.
@@ -158,7 +149,7 @@ impl Config {
     }
 
     fn spec(&self, keys: &str) -> Option<&str> {
-        self.node(keys)?.text().filter(|text| *text != "null")
+        self.node(keys)?.text()
     }
 
     /// One of the variables that k0s writes beside its configuration; their spelling differs

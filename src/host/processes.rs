@@ -38,7 +38,13 @@ pub(super) struct Process {
 impl Process {
     /// Whether it runs in a pod: static pods too.
     pub(super) fn in_pod(&self) -> bool {
-        self.cgroup.contains("kubepods") || self.cgroup.contains("/pod")
+        // Seen from another pod's namespace a path may begin with `/../../pod<uid>`.
+        self.cgroup.contains("kubepods")
+            || self
+                .cgroup
+                .split("/pod")
+                .skip(1)
+                .any(|uid| uid.len() > 8 && uid.chars().take(8).all(|c| c.is_ascii_hexdigit()))
     }
 
     /// Whether it runs in a container of any kind, so that it is not an installation here.
@@ -47,8 +53,11 @@ impl Process {
         self.in_pod() || MARKS.iter().any(|mark| self.cgroup.contains(mark))
     }
 
-    /// The unit that runs it, `etcd.service`.
+    /// The unit of the system that runs it, `etcd.service`.
     pub(super) fn unit(&self) -> Option<&str> {
+        if self.cgroup.contains("user@") {
+            return None;
+        }
         self.cgroup.lines().find_map(|line| {
             line.rsplit('/').find(|part| {
                 Path::new(part).extension().is_some_and(|extension| extension == "service")

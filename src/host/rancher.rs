@@ -20,9 +20,9 @@ pub(super) fn k3s(probe: &Probe, hint: &Hint) -> Option<Found> {
         .filter_map(|name| {
             let unit = units::load(probe, &name, &known_variable).unwrap_or_default();
             let role = match role_of_command(&unit.exec, "k3s") {
-                // The command may be unreadable; these two names have one meaning.
-                Role::Unknown if unit.exec.is_empty() && name == "k3s.service" => Role::Server,
-                Role::Unknown if unit.exec.is_empty() && name == "k3s-agent.service" => Role::Agent,
+                // The command may be unreadable or a script; these two names have one meaning.
+                Role::Unknown if name == "k3s.service" => Role::Server,
+                Role::Unknown if name == "k3s-agent.service" => Role::Agent,
                 role => role,
             };
             (role != Role::Unknown).then_some((name, unit, role))
@@ -60,10 +60,7 @@ pub(super) fn rke2(probe: &Probe, hint: &Hint) -> Option<Found> {
         .or(enabled.map(|(.., role)| *role))
         .or_else(|| probe.exists("/var/lib/rancher/rke2/server").then_some(Role::Server))
         .or_else(|| probe.exists("/var/lib/rancher/rke2/agent").then_some(Role::Agent))
-        .or_else(|| match candidates.as_slice() {
-            [(.., role)] => Some(*role),
-            _ => None,
-        });
+        .or_else(|| Some(candidates.first()?.2).filter(|_| candidates.len() == 1));
     let candidates =
         candidates.into_iter().filter(|(.., other)| role.is_none_or(|role| role == *other));
     Supervisor {
@@ -257,13 +254,11 @@ fn rke2_version(probe: &Probe, data: &Path) -> Option<String> {
     from_link().or_else(from_image)
 }
 
-/// The subcommand of a command line of k3s or RKE2.
+/// The subcommand of a command line of k3s or RKE2, which may stand behind a shell or `env`.
 fn role_of_command(words: &[String], name: &str) -> Role {
-    let program = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default();
-    if !program.starts_with(name) {
-        return Role::Unknown;
-    }
-    match words.get(1).map(String::as_str) {
+    let mut words = words.iter().flat_map(|word| word.split_whitespace());
+    let program = |word: &str| word.rsplit('/').next().is_some_and(|last| last.starts_with(name));
+    match words.find(|word| program(word)).and_then(|_| words.next()) {
         Some("server") => Role::Server,
         Some("agent") => Role::Agent,
         _ => Role::Unknown,
@@ -285,4 +280,20 @@ fn running_role(probe: &Probe, name: &str) -> Option<Role> {
     };
     let processes = probe.processes.iter().filter(|process| !process.contained());
     processes.map(role).find(|role| *role != Role::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_subcommand_tells_the_role() {
+        let role =
+            |command: &str| role_of_command(&crate::host::flags::split_words(command), "k3s");
+        assert_eq!(role("/usr/local/bin/k3s server --cluster-init"), Role::Server);
+        assert_eq!(role("/opt/bin/k3s agent"), Role::Agent);
+        assert_eq!(role("/bin/sh -c 'exec /usr/local/bin/k3s server'"), Role::Server);
+        assert_eq!(role("/usr/local/bin/k3s etcd-snapshot save"), Role::Unknown);
+        assert_eq!(role("/usr/local/bin/backup server"), Role::Unknown);
+    }
 }

@@ -213,6 +213,18 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_permission_is_noted_with_the_way_out() {
+        let notes = notes_of(
+            |_| {},
+            |probe| {
+                probe.failed(Path::new("/a"), "read", &ErrorKind::PermissionDenied.into());
+            },
+        );
+        assert!(notes[0].starts_with("/a could not be read: permission denied; "), "{notes:?}");
+        assert!(notes[0].contains("systemctl edit controlplane-exporter"), "{notes:?}");
+    }
+
+    #[test]
     fn a_huge_file_is_refused_after_a_megabyte() {
         let notes = notes_of(
             |root| File::create(root.join("huge")).unwrap().set_len(1 << 40).unwrap(),

@@ -1,4 +1,4 @@
-//! The two snaps: `MicroK8s`, and Canonical Kubernetes (`k8s`).
+//! The two snaps: MicroK8s, and Canonical Kubernetes (`k8s`).
 //!
 //! Reads the files of arguments that their services start with, lock files, and the version in
 //! the snap. `current` links stay as they are: a refresh moves them.

@@ -6,11 +6,12 @@
 
 use yaml_rust2::Event;
 use yaml_rust2::parser::Parser;
+use yaml_rust2::scanner::TScalarStyle;
 
 /// Depth of nesting; static pod manifests reach about ten.
 const MAX_DEPTH: usize = 64;
 
-/// A YAML value; scalars keep their text.
+/// A YAML value; scalars keep their text, and null is an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Node {
     Text(String),
@@ -33,6 +34,9 @@ impl Node {
                 .map_err(|error| format!("not YAML at line {}", error.marker().line()))?;
             let line = mark.line();
             let done = match event {
+                Event::Scalar(text, TScalarStyle::Plain, ..) if is_null(&text) => {
+                    Node::Text(String::new())
+                }
                 Event::Scalar(text, ..) => Node::Text(text),
                 Event::SequenceStart(..) | Event::MappingStart(..) => {
                     if open.len() == MAX_DEPTH {
@@ -105,6 +109,10 @@ impl Node {
     }
 }
 
+fn is_null(text: &str) -> bool {
+    matches!(text, "~" | "null" | "Null" | "NULL")
+}
+
 /// A collection whose end has not come yet.
 enum Building {
     List(Vec<Node>),
@@ -137,6 +145,9 @@ mod tests {
         assert_eq!(node.get("c").unwrap().texts(), ["1", "0x10"]);
         assert_eq!(node.text_at(&["d", "e"]), Some("f"));
         assert_eq!(node.text_at(&["d", "x"]), None);
+        let node = Node::parse("a: null\nb: ~\nc: 'null'\n").unwrap();
+        assert_eq!((node.text_at(&["a"]), node.text_at(&["b"])), (None, None));
+        assert_eq!(node.text_at(&["c"]), Some("null"));
     }
 
     #[test]
@@ -171,7 +182,9 @@ mod tests {
     #[test]
     fn bytes_of_any_kind_are_survived() {
         for garbage in ["\u{0}\u{1}\u{fffd}", "\t: [", "a: b: c: d", "? [x]\n: y\n", "%YAML 9"] {
-            let _: Result<Node, String> = Node::parse(garbage);
+            if let Err(error) = Node::parse(garbage) {
+                assert!(error.contains("line"), "{error}");
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ samplers! {
     exporter,
     fdatasync,
     kernel,
+    systemd,
     filesystem,
     snap,
 }

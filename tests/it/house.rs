@@ -46,7 +46,7 @@ fn each_format_carries_the_content_type_of_its_specification() {
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
     let mut plain = String::new();
     flate2::read::GzDecoder::new(&zipped.body[..]).read_to_string(&mut plain).unwrap();
-    assert!(plain.contains("controlplane_exporter_build_info{"));
+    assert!(plain.contains("controlplane_exporter_config_last_reload_successful 1"), "{plain}");
 }
 
 #[test]

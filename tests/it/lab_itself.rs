@@ -145,6 +145,20 @@ fn a_slow_disk_slows_a_sync_by_its_delay_and_is_fast_again_after_release() {
 }
 
 #[test]
+fn etcd_on_a_slow_disk_complains_of_its_syncs() {
+    let _turn = lab::alone();
+    // etcd allocates 64 MB for a segment of its log, and the next one in advance.
+    let disk = SlowDisk::sized(Kind::Ext4, 512 << 20);
+    let data_root = Some(disk.mount().path().to_owned());
+    let cluster = Cluster::start_with(Etcd::V35, 1, Options { data_root, ..Options::default() });
+    disk.set_delay(SECOND + SECOND / 2);
+    cluster.etcdctl(&["put", "key", "value"]);
+    wait_for("etcd's complaint", 5 * SECOND, || {
+        if cluster.log(0).contains("slow fdatasync") { Ok(()) } else { Err(cluster.log(0)) }
+    });
+}
+
+#[test]
 fn a_hung_disk_hangs_a_sync_until_release() {
     let _turn = lab::alone();
     let disk = SlowDisk::new();

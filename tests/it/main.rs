@@ -9,7 +9,10 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod golden;
 mod house;
+mod kernel;
 mod lab;
 mod lab_itself;
 mod shipped;
+mod systemd;

@@ -79,3 +79,12 @@ fn every_sampler_is_named_in_the_readme() {
         assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
     }
 }
+
+#[test]
+fn the_release_binary_stays_below_12_mib() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/controlplane-exporter");
+    let size = std::fs::metadata(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; run `cargo build --release`", path.display()))
+        .len();
+    assert!(size < 12 << 20, "{size} bytes");
+}

@@ -53,7 +53,8 @@ pub(crate) struct Options {
     pub(crate) extra: Vec<String>,
     /// The server certificate, if not the good one.
     pub(crate) server: Option<Leaf>,
-    /// Folder for the data of member i (`{data_root}/m{i}`), for example on a slow disk.
+    /// Folder for the data of member i (`{data_root}/m{i}`), for example on a slow disk of at least
+    /// 512 MiB. Drop the cluster before the disk.
     pub(crate) data_root: Option<PathBuf>,
 }
 
