@@ -9,10 +9,13 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod fdatasync;
+mod filesystem;
 mod golden;
 mod house;
 mod kernel;
 mod lab;
 mod lab_itself;
 mod shipped;
+mod snap;
 mod systemd;
