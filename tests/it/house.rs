@@ -10,6 +10,8 @@ use rustix::process::Signal;
 
 use crate::lab;
 use crate::lab::agent::{Agent, Options, Scrape};
+use crate::lab::disk::SlowDisk;
+use crate::lab::fuse::{Fault, Operation};
 use crate::lab::{http, prometheus};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -243,4 +245,67 @@ fn inspect_says_what_was_found_and_what_each_sampler_does() {
     for (name, _) in controlplane_exporter::samplers::ALL {
         assert!(text.contains(&format!("  {name}")), "{name} is missing:\n{text}");
     }
+}
+
+/// A copy of the fixture of a k3s server, below `folder`.
+fn copied_fixture(folder: &std::path::Path) -> std::path::PathBuf {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/host/k3s-etcd");
+    let root = folder.join("root");
+    lab::process::run("cp", ["-a", fixture, root.to_str().unwrap()]);
+    root
+}
+
+#[test]
+fn a_worker_that_hangs_shows_its_age_and_delays_neither_scrape_nor_exit() {
+    let _turn = lab::alone();
+    let folder = lab::temp_dir("stuck");
+    let root = copied_fixture(folder.path());
+    // Opening a pipe that nobody writes to holds the thread that reads it.
+    let pipe = root.join("proc/diskstats");
+    std::fs::remove_file(&pipe).unwrap();
+    lab::process::run("mkfifo", [pipe.to_str().unwrap()]);
+    let mut agent = Agent::start_with(Options {
+        config: "fdatasync: {interval: 500ms, timeout: 100ms}".into(),
+        rootfs: Some(root),
+        ..Options::default()
+    });
+    let sampler = [("sampler", "fdatasync")];
+    let inflight = "controlplane_sampler_inflight_seconds";
+    let scrape = agent.wait_until("the age of the hung run", inflight, 10 * SECOND, |scrape| {
+        scrape.value(inflight, &sampler).is_some_and(|age| age > 2.0)
+    });
+    let late = [("sampler", "fdatasync"), ("reason", "deadline")];
+    let failures = "controlplane_sampler_failures_total";
+    assert_eq!(scrape.value(failures, &late), Some(1.0), "counted once");
+    assert_eq!(scrape.value("controlplane_sampler_up", &sampler), Some(0.0));
+    let other = [("sampler", "exporter")];
+    assert_eq!(scrape.value("controlplane_sampler_up", &other), Some(1.0));
+    let started = Instant::now();
+    agent.scrape();
+    assert!(started.elapsed() < SECOND / 20, "{:?}", started.elapsed());
+    let started = Instant::now();
+    assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
+    assert!(started.elapsed() < 5 * SECOND);
+}
+
+#[test]
+fn a_root_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending_it() {
+    let _turn = lab::alone();
+    let disk = SlowDisk::new();
+    let root = copied_fixture(disk.mount().path());
+    lab::process::run("sync", [""; 0]);
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let hang = Fault { hang: true, ..Fault::default() };
+    disk.file().faults().set(Operation::Read, hang);
+
+    let options = || Options { rootfs: Some(root.clone()), ..Options::default() };
+    let started = Instant::now();
+    let mut agent = Agent::start_with(options());
+    assert!(started.elapsed() < 2 * SECOND, "it serves before it looks: {:?}", started.elapsed());
+    assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
+    agent.wait_value("controlplane_sampler_up", &[("sampler", "exporter")], 1.0, 15 * SECOND);
+    assert!(agent.log().contains("cannot be looked at"), "{}", agent.log());
+    assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
+    TcpListener::bind(agent.address()).expect("the port is free at once");
+    disk.release();
 }
