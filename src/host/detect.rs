@@ -185,7 +185,8 @@ fn override_primary(probe: &Probe, overrides: &Overrides, installations: &mut Ve
     if overrides.is_empty() {
         return;
     }
-    if installations.is_empty() {
+    let told = |d| installations.iter().any(|found| found.distribution == d);
+    if installations.is_empty() || overrides.distribution.is_some_and(|d| !told(d)) {
         let distribution = overrides.distribution.unwrap_or_else(|| {
             let guess = match overrides.datastore {
                 Some(Datastore::Etcd) => Distribution::Etcd,
@@ -196,7 +197,7 @@ fn override_primary(probe: &Probe, overrides: &Overrides, installations: &mut Ve
             ));
             guess
         });
-        installations.push(Installation::new(distribution));
+        installations.insert(0, Installation::new(distribution));
     }
     overrides.apply(&mut installations[0]);
 }

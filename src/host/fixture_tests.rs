@@ -533,3 +533,10 @@ fn copy_of(case: &str) -> (tempfile::TempDir, Host) {
     let host = Host::at(dir.path());
     (dir, host)
 }
+
+#[test]
+fn a_distribution_that_is_told_comes_first_even_where_another_one_runs() {
+    let overrides: Overrides = serde_json::from_str(r#"{"distribution": "talos"}"#).unwrap();
+    let facts = detect(&host("kubeadm"), &overrides);
+    assert_eq!(facts.primary().unwrap().distribution, Distribution::Talos);
+}

@@ -75,7 +75,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         let threads = threads::Threads::new(host.path("/proc"), processes(host.facts()));
         Ok(Build::blocking(Fdatasync { host: host.clone(), probes, threads }))
     },
-    cost: "not measured yet",
+    cost: "1 ms of CPU a run with 60 threads of the datastore, and 0.3 ms in the child for each sync; \
+           5 MiB resident for each child; a sync writes 13 KiB on ext4, 7 KiB on xfs, 74 KiB on btrfs",
 };
 
 static DURATION: Metric<2> = Metric::histogram(

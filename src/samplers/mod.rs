@@ -19,6 +19,7 @@ samplers! {
     kernel,
     systemd,
     filesystem,
+    snap,
 }
 
 /// The sampler with this name.

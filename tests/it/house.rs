@@ -289,22 +289,27 @@ fn a_worker_that_hangs_shows_its_age_and_delays_neither_scrape_nor_exit() {
 }
 
 #[test]
-fn a_root_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending_it() {
+fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending_it() {
     let _turn = lab::alone();
     let disk = SlowDisk::new();
-    let root = copied_fixture(disk.mount().path());
-    lab::process::run("sync", [""; 0]);
+    let data = disk.mount().path().join("a/b/k3s");
+    std::fs::create_dir_all(data.join("server/db/etcd/member/wal")).unwrap();
+    // Freezing empties the journal, which would keep the directories in memory.
+    for step in ["-f", "-u"] {
+        lab::process::run("fsfreeze", [step, disk.mount().path().to_str().unwrap()]);
+    }
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
     let hang = Fault { hang: true, ..Fault::default() };
     disk.file().faults().set(Operation::Read, hang);
 
-    let options = || Options { rootfs: Some(root.clone()), ..Options::default() };
+    let config = format!("host: {{distribution: k3s, data_dir: {}}}", data.display());
     let started = Instant::now();
-    let mut agent = Agent::start_with(options());
+    let mut agent = Agent::start(&config);
     assert!(started.elapsed() < 2 * SECOND, "it serves before it looks: {:?}", started.elapsed());
     assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
-    agent.wait_value("controlplane_sampler_up", &[("sampler", "exporter")], 1.0, 15 * SECOND);
+    agent.wait_value("controlplane_sampler_up", &[("sampler", "kernel")], 1.0, 15 * SECOND);
     assert!(agent.log().contains("cannot be looked at"), "{}", agent.log());
+    assert!(disk.file().faults().waiting() > 0, "nothing hangs");
     assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
     TcpListener::bind(agent.address()).expect("the port is free at once");
     disk.release();

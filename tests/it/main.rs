@@ -10,6 +10,8 @@
 )]
 
 mod etcd;
+mod fdatasync;
+mod filesystem;
 mod golden;
 mod house;
 mod kernel;
@@ -17,4 +19,5 @@ mod lab;
 mod lab_itself;
 mod registry_keys;
 mod shipped;
+mod snap;
 mod systemd;

@@ -200,8 +200,8 @@ impl Prober {
 
     fn open_in(&self, directory: &Path) -> Result<Lap, Miss> {
         let failed = |step| move |errno| Miss::Failed(step, errno);
-        let here = self.host.path(directory);
-        let wanted = fs::stat(self.host.path(&self.question.path)).map_err(failed("open"))?;
+        let here = self.place(directory)?;
+        let wanted = fs::stat(self.place(&self.question.path)?).map_err(failed("open"))?;
         let device = fs::stat(&here).map_err(failed("open"))?.st_dev;
         if wanted.st_dev != device {
             let (there, path) = (directory.display(), self.question.path.display());
@@ -218,6 +218,14 @@ impl Prober {
         }
         fs::fsync(&file).map_err(failed("sync"))?;
         Ok(Lap { file, offset: 0, directory: here, device })
+    }
+
+    /// Where a host path is for this process, with the host's links followed.
+    fn place(&self, path: &Path) -> Result<PathBuf, Miss> {
+        match self.host.resolve(path) {
+            Ok(resolved) => Ok(self.host.path(resolved)),
+            Err(_) => Err(Miss::Failed("open", Errno::LOOP)),
+        }
     }
 
     /// Refuses filesystems whose syncs are no syncs, and those that are nearly full.
@@ -341,7 +349,7 @@ mod tests {
 
     /// A directory that is not in memory; `/tmp` may be.
     fn on_disk() -> tempfile::TempDir {
-        tempfile::Builder::new().tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
+        tempfile::Builder::new().tempdir_in("/var/tmp").unwrap()
     }
 
     #[test]

@@ -115,6 +115,11 @@ impl Agent {
         self.daemon.wait(limit)
     }
 
+    /// Whether the agent has ended, for example after a signal.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.daemon.ended().is_some()
+    }
+
     pub(crate) fn get(&self, path: &str) -> Result<Response, String> {
         http::get(self.address, path)
     }

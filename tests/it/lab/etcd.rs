@@ -382,6 +382,8 @@ impl Cluster {
         let mut command = bound_command(self.version.binary("etcdctl"));
         let urls: Vec<String> = (0..self.members.len()).map(|i| self.client_url(i)).collect();
         command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", urls.join(",")));
+        // Five seconds are too few for a slow disk.
+        command.arg("--command-timeout=30s");
         if self.options.listen == Listen::Unix {
             command.current_dir(&self.members[0].folder);
         }

@@ -212,9 +212,12 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
     receive
 }
 
-/// The children of a process, oldest first.
+/// The children of a process, whichever of its threads started them; oldest first for each thread.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread = |thread: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>()
+    };
+    threads.flat_map(of_thread).collect()
 }
