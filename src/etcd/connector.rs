@@ -61,14 +61,15 @@ enum Stage {
 }
 
 impl Connector {
-    /// A connector that gives up after two seconds, or after `timeout` if that is less.
+    /// A connector that gives up after two seconds, or after three quarters of the call's `timeout`
+    /// if that is less: the call that waits for it shall learn why.
     pub fn new(
         address: Address,
         server_name: Option<Arc<str>>,
         tls: Arc<TlsFiles>,
         timeout: Duration,
     ) -> Self {
-        let deadline = timeout.min(DEADLINE);
+        let deadline = (timeout * 3 / 4).min(DEADLINE);
         Self { address, server_name, tls, deadline, failed: Mutex::default() }
     }
 
