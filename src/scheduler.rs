@@ -76,6 +76,7 @@ impl Scheduler {
             };
             match (def.build)(options, host) {
                 Ok(Build::Run(driver)) => {
+                    self.store.statuses().runs(name, options.interval);
                     let (stop, stopped) = watch::channel(false);
                     let run = Run {
                         name,
@@ -98,6 +99,7 @@ impl Scheduler {
                 }
             }
         }
+        self.store.statuses().planned();
         self.store.touch();
     }
 }
@@ -133,8 +135,6 @@ impl Run {
         if *stopped.borrow() {
             return;
         }
-        let statuses = Arc::clone(self.store.statuses());
-        statuses.runs(self.name, self.options.interval);
         // Samplers that start together would touch the same disk and bus at the same moment for
         // ever; the first wait is short, so that the first scrape shows something.
         let first =

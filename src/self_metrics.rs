@@ -147,6 +147,8 @@ impl Default for Status {
 pub struct Statuses {
     samplers: Mutex<BTreeMap<&'static str, Status>>,
     reload_failed: std::sync::atomic::AtomicBool,
+    /// Every sampler has been told to run or to rest.
+    planned: std::sync::atomic::AtomicBool,
 }
 
 impl Statuses {
@@ -173,6 +175,11 @@ impl Statuses {
             s.inflight = None;
             s.late = false;
         });
+    }
+
+    /// Every sampler has been told to run or to rest: from now on a silent one is a late one.
+    pub fn planned(&self) {
+        self.planned.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// A run starts.
@@ -249,7 +256,8 @@ impl Statuses {
     /// Whether every sampler that runs has ended a first run, or is late with it.
     pub fn first_round_done(&self) -> bool {
         let samplers = self.samplers.lock().unwrap_or_else(PoisonError::into_inner);
-        !samplers.is_empty() && samplers.values().all(|s| s.interval.is_zero() || s.settled())
+        self.planned.load(std::sync::atomic::Ordering::Relaxed)
+            && samplers.values().all(Status::settled)
     }
 
     /// The figures of this page.
