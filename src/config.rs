@@ -473,6 +473,22 @@ where
     deserializer.deserialize_any(Items(std::marker::PhantomData))
 }
 
+/// As [`list`]; null stands for none.
+///
+/// # Errors
+///
+/// Those of [`list`].
+pub fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    match Option::<serde_json::Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(value) => list(value).map(Some).map_err(de::Error::custom),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -530,12 +546,14 @@ mod tests {
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__INTERVAL", "7s"),
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__PATHS", "/a, /b"),
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__ENABLED", "true"),
+            ("CONTROLPLANE_EXPORTER__HOST__DEVICES", "dm-0, sda"),
             ("UNRELATED", "x"),
         ];
         let yaml = "filesystem: {interval: 5s, enabled: false}";
         let config = load(yaml, &environment).unwrap();
         let options = config.samplers["filesystem"].as_ref().unwrap();
         assert_eq!(options.interval, Duration::from_secs(7));
+        assert_eq!(config.host.devices, Some(vec!["dm-0".to_owned(), "sda".to_owned()]));
         let error = load(yaml, &[("CONTROLPLANE_EXPORTER__FILESYSTEM__PATH", "/")]).unwrap_err();
         let text = error.to_string();
         let expected =
