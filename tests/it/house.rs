@@ -314,3 +314,54 @@ fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending
     TcpListener::bind(agent.address()).expect("the port is free at once");
     disk.release();
 }
+
+/// One request on a connection that stays open, and the status line of its answer.
+fn ask(stream: &mut TcpStream, path: &str) -> String {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"healthy\n") {
+        let mut part = [0; 1024];
+        let n = stream.read(&mut part).unwrap();
+        assert_ne!(n, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        answer.extend(&part[..n]);
+    }
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn who_does_not_end_a_request_is_cut_off_and_an_idle_connection_stays() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let connect = || {
+        let stream = TcpStream::connect(agent.address()).unwrap();
+        stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+        stream
+    };
+    let mut idle = connect();
+    assert_eq!(ask(&mut idle, "/-/healthy"), "HTTP/1.1 200 OK");
+    let half = b"GET /metrics HTTP/1.1\r\nHost: x\r\n";
+    let silent = connect();
+    let mut first = connect();
+    first.write_all(half).unwrap();
+    let mut second = connect();
+    ask(&mut second, "/-/healthy");
+    second.write_all(half).unwrap();
+    let started = Instant::now();
+    // One that sends a byte now and then must not buy time with it.
+    let mut dripping = connect();
+    while started.elapsed() < 9 * SECOND {
+        dripping.write_all(b"G").unwrap();
+        std::thread::sleep(SECOND / 4);
+    }
+    for (what, mut stream) in
+        [("silent", silent), ("half", first), ("half of a second", second), ("drips", dripping)]
+    {
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        stream.read_to_end(&mut rest).ok();
+        let after = started.elapsed();
+        assert!(after > 9 * SECOND && after < 14 * SECOND, "{what}: {after:?}");
+    }
+    std::thread::sleep((15 * SECOND).saturating_sub(started.elapsed()));
+    assert_eq!(ask(&mut idle, "/-/healthy"), "HTTP/1.1 200 OK");
+}
