@@ -13,6 +13,7 @@
 //! `host` finds out what the node is and hands each sampler what it needs. ARCHITECTURE.md is the
 //! map with the reasons.
 
+pub mod access;
 pub mod catalog;
 pub mod child;
 pub mod config;
