@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use crate::samplers;
 
 /// The prefix of environment variables: `CONTROLPLANE_EXPORTER__ETCD__TIMEOUT=3s`.
 const ENV_PREFIX: &str = "CONTROLPLANE_EXPORTER";
+/// No file of a person is longer.
+const FILE_BYTES: u64 = 1 << 20;
 /// No sampler runs more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// No sampler runs less often, and no call waits longer.
@@ -142,22 +146,32 @@ impl Config {
     ///
     /// At the first thing that is wrong, in the order file, environment, flags.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let text = flags.file.as_deref().map(read).transpose()?;
+        Self::load_text(flags, text.as_deref())
+    }
+
+    /// As [`Config::load`], with the text of the file already read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::load`].
+    pub fn load_text(flags: &Flags, text: Option<&str>) -> Result<Self, ConfigError> {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self::layered(flags, environment)
+        Self::layered(flags, text, environment)
     }
 
     fn layered(
         flags: &Flags,
+        text: Option<&str>,
         environment: std::collections::HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
-        if let Some(file) = &flags.file {
-            let text = read(file)?;
-            builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Yaml));
+        if let (Some(file), Some(text)) = (&flags.file, text) {
+            builder = builder.add_source(config::File::from_str(text, config::FileFormat::Yaml));
             // Checked on its own first: errors of the merged layers name no file.
-            check_file(file, &text)?;
+            check_file(file, text)?;
         }
         let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
@@ -356,13 +370,47 @@ fn plain(origin: impl ToString, key: &str, what: impl ToString) -> ConfigError {
     ConfigError { origin: origin.to_string(), key: key.to_owned(), what: what.to_string() }
 }
 
-fn read(file: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(file).map_err(|error| plain(file.display(), "", error))
+/// The text of a configuration file. May wait for as long as its disk does.
+///
+/// # Errors
+///
+/// When it cannot be read, is no text, or is too long to be one.
+pub fn read(file: &Path) -> Result<String, ConfigError> {
+    let wrong = |what: &dyn fmt::Display| plain(file.display(), "", what);
+    let mut bytes = Vec::new();
+    let file = File::open(file).map_err(|error| wrong(&error))?;
+    file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(&error))?;
+    if bytes.len() as u64 > FILE_BYTES {
+        return Err(wrong(&format!("longer than {FILE_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| wrong(&format!("no text: {}", error.utf8_error())))
+}
+
+/// What the YAML library would take without a word, or at any cost: it stops at a NUL byte, and
+/// copies whatever an alias names.
+fn check_text(text: &str) -> Result<(), String> {
+    for (number, line) in text.lines().enumerate() {
+        if line.contains('\0') {
+            return Err(format!("no text: a NUL byte in line {}", number + 1));
+        }
+    }
+    let mut parser = yaml_rust2::parser::Parser::new_from_str(text);
+    loop {
+        match parser.next_token() {
+            Ok((yaml_rust2::Event::Alias(_), mark)) => {
+                return Err(format!("line {}: aliases are not supported", mark.line()));
+            }
+            // The loader says what is wrong.
+            Ok((yaml_rust2::Event::StreamEnd, _)) | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
 }
 
 /// Everything that is wrong with the file alone is said with its name.
 fn check_file(file: &Path, text: &str) -> Result<(), ConfigError> {
     let origin = file.display().to_string();
+    check_text(text).map_err(|what| plain(&origin, "", what))?;
     let merged = config::Config::builder()
         .add_source(config::File::from_str(text, config::FileFormat::Yaml))
         .build()
@@ -494,12 +542,10 @@ mod tests {
     use super::*;
 
     fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.yaml");
-        std::fs::write(&file, yaml).unwrap();
         let environment =
             environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Config::layered(&Flags { file: Some(file), ..Flags::default() }, environment)
+        let flags = Flags { file: Some("/etc/config.yaml".into()), ..Flags::default() };
+        Config::layered(&flags, Some(yaml), environment)
     }
 
     fn error(yaml: &str) -> String {
@@ -525,7 +571,15 @@ mod tests {
             ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must start with"),
             ("log: {level: loud}", "log.level: ", "unknown variant"),
             ("- a\n- b", "", ""),
-            ("a: [", "", ""),
+            ("a: [", "", "line 2"),
+            ("exporter:\n\tinterval: 5s", "", "line 2"),
+            ("exporter:\n  interval: 5s\n  interval: 6s", "interval", "duplicated key"),
+            ("exporter: &x {interval: 5s}\nkernel: *x", "", "line 2: aliases"),
+            ("exporter: {interval: 9s}\n\0garbage: [", "", "a NUL byte in line 2"),
+            ("exporter: {interval: 5s}\n---\nkernel: {}", "", "2 YAML documents"),
+            (&format!("a: {}", "[".repeat(100_000)), "", "recursion"),
+            ("exporter: {interval: ~}", "exporter.interval: ", "with its unit"),
+            ("host: {devices: 5}", "host.devices: ", "a list"),
         ] {
             let text = error(yaml);
             assert!(text.contains("/config.yaml: "), "{yaml}: {text}");
@@ -534,10 +588,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
-        let flags = Flags { file: Some("/nonexistent/a.yaml".into()), ..Flags::default() };
-        let text = Config::load(&flags).unwrap_err().to_string();
-        assert_eq!(text, "/nonexistent/a.yaml: No such file or directory (os error 2)");
+    fn a_file_that_cannot_be_one_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = dir.path().join("huge");
+        std::fs::write(&huge, "a".repeat(10 << 20)).unwrap();
+        let binary = dir.path().join("binary");
+        std::fs::write(&binary, b"web:\xff\xfe").unwrap();
+        for (file, reason) in [
+            ("/nonexistent/a.yaml".into(), "No such file or directory (os error 2)"),
+            (dir.path().to_owned(), "Is a directory (os error 21)"),
+            (huge, "longer than 1048576 bytes"),
+            (binary, "no text: invalid utf-8 sequence of 1 bytes from index 4"),
+            ("/dev/zero".into(), "longer than 1048576 bytes"),
+        ] {
+            let flags = Flags { file: Some(file.clone()), ..Flags::default() };
+            let text = Config::load(&flags).unwrap_err().to_string();
+            assert_eq!(text, format!("{}: {reason}", file.display()));
+        }
     }
 
     #[test]

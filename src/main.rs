@@ -67,6 +67,9 @@ enum Command {
     /// Look at one path's filesystem for the agent that started this process
     #[command(hide = true)]
     Statfs,
+    /// Read the configuration file for the agent that started this process
+    #[command(hide = true)]
+    ConfigFile,
     /// Try permissions for the agent that started this process
     #[command(hide = true)]
     Access,
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
         Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
+        Some(Command::ConfigFile) => agent::run_read_config().map_err(Into::into),
         Some(Command::Access) => agent::access::run_access().map_err(Into::into),
         Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
@@ -147,6 +151,7 @@ fn inspect(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     start_log(&config.log);
+    log_panics();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut listeners = Vec::new();
@@ -203,6 +208,14 @@ fn start_log(log: &config::Log) {
             )
             .init(),
     }
+}
+
+/// A panic is a line of the log like any other, in the log's format.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, what = panic.payload_as_str(), "panicked");
+    }));
 }
 
 /// SIGTERM and SIGINT stop the agent; SIGHUP reads the configuration again.
