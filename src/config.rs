@@ -241,9 +241,11 @@ impl Config {
             samplers.insert(*name, options);
         }
         let web: Web = parse(section("web"), "web", origin)?;
-        if !web.telemetry_path.starts_with('/') || web.telemetry_path == "/" {
-            let what = "must start with `/` and be more than `/`, for example /metrics";
-            return Err(error("web.telemetry_path", what.into()));
+        if let Err(what) = telemetry_path(&web.telemetry_path) {
+            return Err(error("web.telemetry_path", what));
+        }
+        if web.listen_address.is_empty() {
+            return Err(error("web.listen_address", "needs at least one address".into()));
         }
         for address in &web.listen_address {
             listen_addresses(address).map_err(|what| error("web.listen_address", what))?;
@@ -453,6 +455,18 @@ fn to_yaml(value: &serde_json::Value) -> yaml_rust2::Yaml {
     }
 }
 
+/// Whether figures can be served at `path`, beside the other pages.
+fn telemetry_path(path: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._~-".contains(c);
+    if path.len() < 2 || !path.starts_with('/') || !path.chars().all(plain) {
+        return Err("must be `/` and letters, digits or any of /._~-, for example /metrics".into());
+    }
+    if crate::web::PAGES.contains(&path) {
+        return Err(format!("{path} is another page; take for example /metrics"));
+    }
+    Ok(())
+}
+
 /// The socket addresses of a `--web.listen-address`: an empty host means every address, and
 /// `[::]` accepts IPv4 as well.
 ///
@@ -568,7 +582,11 @@ mod tests {
             ("filesystem: {enabled: maybe}", "filesystem.enabled: ", "true or false"),
             ("filesystem: 5", "filesystem: ", "expected keys"),
             ("web: {listen_address: nowhere}", "web.listen_address: ", "is no address"),
-            ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must start with"),
+            ("web: {listen_address: []}", "web.listen_address: ", "at least one"),
+            ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: /}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: '/{a'}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: /-/ready}", "web.telemetry_path: ", "is another page"),
             ("log: {level: loud}", "log.level: ", "unknown variant"),
             ("- a\n- b", "", ""),
             ("a: [", "", "line 2"),
@@ -670,5 +688,29 @@ mod tests {
         assert_eq!(listen_addresses(":10379").unwrap().to_string(), "[::]:10379");
         assert_eq!(listen_addresses("127.0.0.1:1").unwrap().to_string(), "127.0.0.1:1");
         assert!(listen_addresses("10379").is_err());
+    }
+
+    #[test]
+    fn every_listen_address_that_is_taken_is_a_socket_address() {
+        use proptest::prelude::*;
+        proptest!(|(text in r"[\[\]:.a-z0-9%\pC]{0,30}|.{0,20}", port: u16, ip: std::net::IpAddr)| {
+            if let Ok(address) = listen_addresses(&text) {
+                prop_assert!(text.ends_with(&address.port().to_string()), "{}", text);
+            }
+            let wanted = std::net::SocketAddr::new(ip, port);
+            prop_assert_eq!(listen_addresses(&wanted.to_string()), Ok(wanted));
+            prop_assert_eq!(listen_addresses(&format!(":{port}")).unwrap().port(), port);
+        });
+    }
+
+    #[test]
+    fn no_text_makes_the_loader_panic_and_every_error_names_the_file() {
+        use proptest::prelude::*;
+        let words = r"(web|log|host|etcd|kernel|interval|devices|5s|[:{}\[\],&*!|>'%@~-]|\n| |\t|\PC){0,40}";
+        proptest!(|(text in words)| {
+            if let Err(error) = load(&text, &[]) {
+                prop_assert!(error.to_string().starts_with("/etc/config.yaml: "), "{}", error);
+            }
+        });
     }
 }

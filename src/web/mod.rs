@@ -86,16 +86,20 @@ impl App {
     }
 }
 
+/// The paths of all pages but the figures.
+pub const PAGES: [&str; 5] = ["/", "/api/v1/status", "/-/healthy", "/-/ready", "/-/reload"];
+
 /// All pages.
 pub fn router(app: App) -> Router {
     let path = app.telemetry_path.clone();
+    let [page, json, healthy, is_ready, reloads] = PAGES;
     Router::new()
-        .route("/", get(status::page))
         .route(&path, get(metrics))
-        .route("/api/v1/status", get(status::json))
-        .route("/-/healthy", get(async || "healthy\n"))
-        .route("/-/ready", get(ready))
-        .route("/-/reload", post(reload))
+        .route(page, get(status::page))
+        .route(json, get(status::json))
+        .route(healthy, get(async || "healthy\n"))
+        .route(is_ready, get(ready))
+        .route(reloads, post(reload))
         .with_state(app)
 }
 
