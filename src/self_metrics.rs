@@ -73,6 +73,9 @@ static RELOAD_OK: Metric<0> = Metric::gauge(
     [],
 );
 
+/// A first run that takes longer keeps the agent from being ready no more; its deadline may be far.
+const FIRST_RUN: Duration = Duration::from_secs(30);
+
 /// What a sampler does here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -253,7 +256,7 @@ impl Statuses {
         self.samplers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether every sampler that runs has ended a first run, or is late with it.
+    /// Whether every sampler that runs has ended a first run, or takes too long for it.
     pub fn first_round_done(&self) -> bool {
         let samplers = self.samplers.lock().unwrap_or_else(PoisonError::into_inner);
         self.planned.load(std::sync::atomic::Ordering::Relaxed)
@@ -291,6 +294,27 @@ impl Statuses {
 
 impl Status {
     fn settled(&self) -> bool {
-        self.runs > 0 || self.late || matches!(self.state, State::Off | State::NotApplicable)
+        let stuck = self.inflight.is_some_and(|since| since.elapsed() > FIRST_RUN);
+        self.runs > 0
+            || self.late
+            || stuck
+            || matches!(self.state, State::Off | State::NotApplicable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_run_that_hangs_does_not_keep_the_agent_from_being_ready() {
+        let running = |ago: u64| Status {
+            state: State::Running,
+            inflight: Instant::now().checked_sub(Duration::from_secs(ago)),
+            ..Status::default()
+        };
+        assert!(!running(1).settled());
+        assert!(running(31).settled());
+        assert!(Status { runs: 1, ..running(1) }.settled());
     }
 }

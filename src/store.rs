@@ -104,8 +104,9 @@ impl Store {
         current
     }
 
-    /// The number under these labels as a scrape would show it now; for the status page.
-    pub fn value(&self, metric: &str, labels: &[&str]) -> Option<f64> {
+    /// The number under these labels as a scrape would show it now.
+    #[cfg(test)]
+    pub(crate) fn value(&self, metric: &str, labels: &[&str]) -> Option<f64> {
         self.current().iter().find_map(|(batch, fresh)| {
             let series = batch.all().iter().find(|s| s.metric == metric && s.labels == labels)?;
             let stays = || descs().find(|d| d.name == metric).is_some_and(|d| d.stays);

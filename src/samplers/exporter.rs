@@ -76,7 +76,8 @@ struct Options {}
 
 /// The revision that the build was told, for example by `REVISION=$(git rev-parse HEAD)`.
 pub fn revision() -> &'static str {
-    option_env!("REVISION").unwrap_or("unknown")
+    // Empty where make finds no git.
+    option_env!("REVISION").filter(|revision| !revision.is_empty()).unwrap_or("unknown")
 }
 
 struct Exporter {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Html;
 use serde_json::{Value, json};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::App;
 
@@ -64,9 +64,13 @@ pub(super) async fn page(State(app): State<App>) -> Html<String> {
             ("running", Some(false)) => "failing",
             (state, _) => state,
         };
+        let every = match s.interval {
+            Duration::ZERO => String::new(),
+            interval => humantime::format_duration(interval).to_string(),
+        };
         rows.push_str(&format!(
-            "<tr><th scope=row>{name}<td class={verdict}>{verdict}<td>{:?}<td>{}\n",
-            s.interval,
+            "<tr><th scope=row>{name}<td class={verdict}>{}<td>{every}<td>{}\n",
+            verdict.replace('_', " "),
             escape(&s.why)
         ));
     }
