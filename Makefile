@@ -19,8 +19,7 @@ setup: ## Install what the tests need
 	@tests/setup.sh
 
 run: setup-build ## Build and serve the figures of this machine on :10379 (OPTIONS=… for flags)
-	cargo build --release --locked
-	./target/release/controlplane-exporter $(OPTIONS)
+	cargo run --release --locked -- $(OPTIONS)
 
 test: setup ## Everything that must pass, with the seconds of each group
 	@tests/run.sh
