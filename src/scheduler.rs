@@ -172,8 +172,9 @@ impl Run {
             ended
         } else {
             let what = format!("the run has not ended within {deadline:?}");
-            tracing::warn!(sampler = self.name, "{what}");
-            statuses.overdue(self.name, &what);
+            if statuses.overdue(self.name, &what) != Some(false) {
+                tracing::warn!(sampler = self.name, reason = "deadline", error = what, "failing");
+            }
             self.store.touch();
             run.await
         };
@@ -189,8 +190,9 @@ impl Run {
                 Some(driver)
             }
             Err(error) => {
-                statuses.end(self.name, None, None, true);
-                tracing::error!(sampler = self.name, %error, "a run panicked");
+                if statuses.end(self.name, None, None, true) != Some(false) {
+                    tracing::warn!(sampler = self.name, reason = "panic", %error, "failing");
+                }
                 self.store.touch();
                 None
             }

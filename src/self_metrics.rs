@@ -187,14 +187,14 @@ impl Statuses {
         self.with(sampler, |s| s.inflight = Some(Instant::now()));
     }
 
-    /// The run in flight has passed its deadline.
-    pub fn overdue(&self, sampler: &'static str, what: &str) {
+    /// The run in flight has passed its deadline; returns the sampler's `up` before.
+    pub fn overdue(&self, sampler: &'static str, what: &str) -> Option<bool> {
         self.with(sampler, |s| {
             s.late = true;
-            s.up = Some(false);
             what.clone_into(&mut s.why);
             *s.failures.entry("deadline").or_default() += 1;
-        });
+            s.up.replace(false)
+        })
     }
 
     /// The run has ended; returns the sampler's `up` before.
