@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles, covers};
+use crate::etcd::{Access, Address, Answer, Client, Failure, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -143,7 +143,11 @@ impl Local {
             let compaction = match status.answer.as_ref().map(StatusResponse::header) {
                 Ok(Some(header)) => {
                     let (cluster, member) = (header.cluster_id(), header.member_id());
-                    Some(compaction::find(client, hint, cluster, member, header.revision()).await)
+                    let find = compaction::find(client, hint, cluster, member, header.revision());
+                    // Many reads of a slow member take no longer than one call, status included.
+                    let left = client.timeout().saturating_sub(status.took);
+                    let found = tokio::time::timeout(left, find).await;
+                    Some(found.unwrap_or_else(|_| Err(Failure::late(client.timeout()))))
                 }
                 _ => None,
             };
@@ -511,6 +515,23 @@ mod tests {
         assert_eq!(out.series(&ALARM), 2 * MAX_MEMBERS);
         assert_eq!(out.series(&VOTERS_REACHABLE), 0, "not all were asked");
         assert!(out.dropped_count() > 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_search_that_a_slow_member_draws_out_ends_with_the_other_calls() {
+        let url = fake::serve(|call, _| {
+            std::thread::sleep(Duration::from_millis(20));
+            let header = Message::default().number(1, 77).number(2, 1).number(3, 1 << 50);
+            let answer = Message::default().message(1, header);
+            Ok(if call == "Status" { answer.number(4, 1).done() } else { answer.done() })
+        });
+        let url = url.await;
+        let started = std::time::Instant::now();
+        let out = run(&url).await;
+        // Fifty reads would take a second, and a call may take 0.3 s.
+        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+        assert_eq!((out.value(&UP, []), out.value(&HAS_LEADER, [])), (Some(1.0), Some(1.0)));
+        assert_eq!((out.series(&COMPACT_REVISION), out.reasons()), (0, vec!["call"]));
     }
 
     #[tokio::test]

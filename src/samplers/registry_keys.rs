@@ -262,7 +262,7 @@ impl RegistryKeys {
         let client = &self.clients[self.current];
         let mut counter = Counter { client, consistency: &mut self.consistency };
         let answer = tokio::time::timeout(self.timeout, counter.count(&mut resource.ranges)).await;
-        let (keys, is_etcd) = answer.unwrap_or_else(|_| Err(late(self.timeout)))?;
+        let (keys, is_etcd) = answer.unwrap_or_else(|_| Err(Failure::late(self.timeout)))?;
         resource.counted(keys, started);
         if is_etcd && keys > SHARD_ABOVE || resource.ranges.0.len() > 1 {
             let refined =
@@ -291,11 +291,6 @@ impl RegistryKeys {
             _ => SampleError::call(peer.to_string(), format!("{what}: {}", failure.text)),
         }
     }
-}
-
-fn late(after: Duration) -> Failure {
-    let text = format!("no answer within {after:?}");
-    Failure { reason: Reason::Timeout, text, answered: false }
 }
 
 #[async_trait]
