@@ -37,7 +37,7 @@ use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, fa
 
 use compaction::Hint;
 use history::History;
-use members::{MAX_MEMBERS, Member, Roster, hex};
+use members::{Member, Roster, hex};
 use metrics::{
     ALARM, COMPACT_REVISION, DB_IN_USE, DB_SIZE, EXPECTED, HAS_LEADER, IS_LEADER, IS_LEARNER,
     LEADER_CHANGES, MEMBER, QUOTA, QUOTA_SOURCE, RAFT_APPLIED, RAFT_INDEX, RAFT_TERM, REVISION, UP,
@@ -295,7 +295,8 @@ impl Etcd {
     }
 
     fn export_alarms(&mut self, errors: &[String], own: u64, out: &mut Batch) {
-        let raised = alarms::parse(errors);
+        let (raised, left_out) = alarms::parse(errors);
+        out.dropped(left_out);
         let listed = self.roster.iter().flat_map(|roster| &roster.members).map(|member| member.id);
         for id in listed.chain([own]).collect::<std::collections::BTreeSet<_>>() {
             for kind in alarms::KINDS {
@@ -303,7 +304,7 @@ impl Etcd {
             }
         }
         let unlisted = |id| id != own && self.roster.as_ref().is_none_or(|r| r.find(id).is_none());
-        for (id, kind) in raised.iter().take(MAX_MEMBERS) {
+        for (id, kind) in &raised {
             if unlisted(*id) || !alarms::KINDS.contains(kind) {
                 out.push(&ALARM, [&hex(*id), kind], true);
             }
@@ -383,6 +384,7 @@ impl AsyncSampler for Etcd {
 
 #[cfg(test)]
 mod tests {
+    use super::members::MAX_MEMBERS;
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
     use crate::host::{Distribution, Host, Installation};
@@ -511,10 +513,39 @@ mod tests {
         });
         let out = run(&url.await).await;
         assert_eq!(out.value(&metrics::LISTED, []), Some(5_000.0));
+        let name = "x".repeat(crate::sample::LABEL_BYTES);
+        assert_eq!(out.value(&MEMBER, [&name, "1", "4d", "3.6.4"]), Some(1.0));
         assert_eq!(out.series(&metrics::PEER), MAX_MEMBERS - 1);
         assert_eq!(out.series(&ALARM), 2 * MAX_MEMBERS);
         assert_eq!(out.series(&VOTERS_REACHABLE), 0, "not all were asked");
         assert!(out.dropped_count() > 0);
+    }
+
+    #[tokio::test]
+    async fn garbage_among_the_errors_of_a_status_raises_no_alarm_and_a_flood_of_them_is_cut() {
+        let errors = |errors: Vec<Vec<u8>>| {
+            fake::serve(move |call, _| match call {
+                "Status" => Ok(errors.iter().fold(status(), |s, text| s.bytes(8, text)).done()),
+                _ => Ok(from_member(1).done()),
+            })
+        };
+        let digits = "9".repeat(1 << 20);
+        let garbage = ["\x01 memberID: alarm:", "", "alarm:NOSPACE memberID:1", &digits];
+        let garbage = garbage.map(|text| text.as_bytes().to_vec()).to_vec();
+        let out = run(&errors(garbage).await).await;
+        assert_eq!(out.value(&ALARM, ["1", "NOSPACE"]), Some(0.0));
+        assert_eq!((out.series(&ALARM), out.reasons()), (2, vec![]));
+
+        let flood = (1..50_000).map(|id| format!("memberID:{id} alarm:NOSPACE ").into_bytes());
+        let mut out = run(&errors(flood.collect()).await).await;
+        assert_eq!(out.value(&ALARM, ["1", "NOSPACE"]), Some(1.0));
+        assert!((100..=200).contains(&out.series(&ALARM)), "{}", out.series(&ALARM));
+        assert!(out.take_events().len() < 1_000);
+
+        // Text that is no UTF-8 makes the whole status unreadable, and that is a failure.
+        let out = run(&errors(vec![vec![0xff, 0xfe]]).await).await;
+        assert_eq!(out.series(&HAS_LEADER), 0);
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["status", "other"]), Some(1.0));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
