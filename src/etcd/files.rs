@@ -2,7 +2,7 @@
 //!
 //! They lie on the disk that the agent watches, and a read of a sick disk can hang for ever. A child
 //! that hangs costs nothing; the content of the last good read goes on being used, as it does when
-//! a file vanishes or is half-written. One read serves all connections that start within a second.
+//! a file vanishes or is half-written. One read serves all connections that start together.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ use crate::sample::SampleError;
 const FILE_BYTES: u64 = 1 << 20;
 /// How long the child may take; less than a connection may.
 const READ_DEADLINE: Duration = Duration::from_secs(1);
-/// How long one read serves.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long one read serves: for connections that start in the same run, and no longer, so that new
+/// files are in use at the next one.
+const FRESH: Duration = Duration::from_millis(200);
 
 /// A file as it crosses the pipe: its text, or errno and text of the error.
 type Content = Result<String, Fault>;
