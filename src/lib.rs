@@ -137,6 +137,7 @@ pub async fn run(
     let (slot, files) = (child::Slot::default(), child::Slot::default());
     let mut known: Option<Arc<Facts>> = None;
     let mut answer: Option<web::Reload> = None;
+    let mut blind = false;
     loop {
         let detected = tokio::select! {
             detected = detect(&slot, &config) => detected,
@@ -144,6 +145,9 @@ pub async fn run(
         };
         match detected {
             Ok(found) => {
+                if std::mem::take(&mut blind) {
+                    tracing::info!("this node can be looked at again");
+                }
                 let changed = known.as_deref() != Some(&found);
                 if changed {
                     log_facts(known.as_deref(), &found);
@@ -152,7 +156,12 @@ pub async fn run(
                     known = Some(found);
                 }
             }
-            Err(error) => tracing::warn!(%error, "this node cannot be looked at"),
+            // Said once: a disk that hangs would say it every minute.
+            Err(error) if !blind => {
+                tracing::warn!(%error, "this node cannot be looked at");
+                blind = true;
+            }
+            Err(_) => {}
         }
         let facts = known.as_deref().cloned().unwrap_or_default();
         scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts));

@@ -243,8 +243,8 @@ fn device(host: &Host, mounts: &Mounts, mount: &Mount) -> String {
 fn usage(host: &Host, path: &Path) -> io::Result<Usage> {
     let fs = rustix::fs::statvfs(host.path(host.resolve(path)?))?;
     Ok(Usage {
-        size: fs.f_blocks * fs.f_frsize,
-        avail: fs.f_bavail * fs.f_frsize,
+        size: fs.f_blocks.saturating_mul(fs.f_frsize),
+        avail: fs.f_bavail.saturating_mul(fs.f_frsize),
         files: fs.f_files,
         files_free: fs.f_ffree,
     })

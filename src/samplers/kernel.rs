@@ -20,7 +20,7 @@ mod sysfs;
 mod table;
 mod tally;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -46,6 +46,12 @@ const RECORDS_PER_RUN: usize = 20_000;
 
 /// Events handed on by one run, the latest of them: the ring may hold a storm of months ago.
 const EVENTS_PER_RUN: usize = 32;
+
+/// An event of the same kind and device is told again after this time.
+const QUIET: Duration = Duration::from_mins(1);
+
+/// Kinds of events and devices that are remembered for that; beyond them nothing is told.
+const MAX_QUIET: usize = 256;
 
 /// Bad records told one by one in one run; the rest is only counted.
 const FAILURES_PER_RUN: u64 = 16;
@@ -201,14 +207,43 @@ fn clock() -> Clock {
 
 /// The records' times as they are in the world.
 #[derive(Debug, Clone, Copy)]
-struct Times(Clock);
+struct Times {
+    clock: Clock,
+    /// When the ring was last read to its end: what is new in it was written later.
+    not_before: Option<SystemTime>,
+}
 
 impl Times {
-    /// When a record was written that carries `micros`. A time to come, which only a plain file
-    /// can give, counts as now: no alert may wait for it to pass.
+    /// When a record was written that carries `micros`. The log's clock is not disciplined, and is
+    /// minutes off after months, so a record that has just appeared is as young as that, and a time
+    /// to come counts as now: no alert may wait for it to pass.
     fn of(&self, micros: u64) -> SystemTime {
-        let at = self.0.boot.checked_add(Duration::from_micros(micros));
-        at.map_or(self.0.now, |at| at.min(self.0.now))
+        let now = self.clock.now;
+        let at = self.clock.boot.checked_add(Duration::from_micros(micros)).unwrap_or(now);
+        at.max(self.not_before.unwrap_or(at)).min(now)
+    }
+}
+
+/// Keeps a line that the kernel repeats from filling the timeline: each event of a device is told
+/// once a minute. The counters count all of them.
+#[derive(Debug, Default)]
+struct Quiet(HashMap<(&'static str, Option<String>), SystemTime>);
+
+impl Quiet {
+    fn tells(&mut self, hit: &Hit, time: SystemTime) -> bool {
+        let recent = |told: &SystemTime| time < *told + QUIET;
+        let key = (hit.id, hit.device.clone());
+        if self.0.get(&key).is_some_and(recent) {
+            return false;
+        }
+        if self.0.len() >= MAX_QUIET {
+            self.0.retain(|_, told| recent(told));
+        }
+        let room = self.0.len() < MAX_QUIET;
+        if room {
+            self.0.insert(key, time);
+        }
+        room
     }
 }
 
@@ -225,8 +260,11 @@ struct Kernel {
     counted: Option<Instant>,
     /// [`clock`], or a fixed one under test.
     clock: fn() -> Clock,
+    /// When the ring was last read to its end.
+    drained: Option<SystemTime>,
     /// See [`EVENTS_TOLD`].
     events_told: Arc<AtomicU64>,
+    quiet: Quiet,
 }
 
 impl Kernel {
@@ -255,7 +293,9 @@ impl Kernel {
             counts: sysfs::Counts::default(),
             counted: None,
             clock,
+            drained: None,
             events_told,
+            quiet: Quiet::default(),
         })
     }
 
@@ -266,6 +306,7 @@ impl Kernel {
                 // Everything is read from the beginning, so everything is counted from zero.
                 self.tally = Tally::default();
                 self.plain = opened == Opened::Plain;
+                self.drained = None;
             }
             Err(error) => {
                 self.log.close();
@@ -282,7 +323,7 @@ impl Kernel {
         {
             clock.boot = boot;
         }
-        Times(clock)
+        Times { clock, not_before: self.drained }
     }
 
     /// Reads what is new in the log.
@@ -292,7 +333,11 @@ impl Kernel {
         let mut bad = Bad { path: &self.path, count: 0 };
         for _ in 0..RECORDS_PER_RUN {
             let record = match self.log.next() {
-                Ok(Next::End) => break,
+                Ok(Next::End) => {
+                    // Taken before the first read: what comes in the meantime is read next time.
+                    self.drained = (!self.plain).then_some(times.clock.now);
+                    break;
+                }
                 Ok(Next::Record(bytes)) => record::parse(bytes),
                 // The number of the next record tells how many are gone.
                 Ok(Next::Overrun) => continue,
@@ -314,8 +359,8 @@ impl Kernel {
                 continue;
             }
             let time = times.of(record.micros);
-            for line in record.text.lines() {
-                self.tally.line(line);
+            if record.facility == FACILITY_KERNEL {
+                record.text.lines().for_each(|line| self.tally.line(line));
             }
             for (hit, line) in classifier.classify(&record.text) {
                 if !is_from(&record, &hit) || tally::is_ignored(&hit, &self.devices) {
@@ -323,7 +368,10 @@ impl Kernel {
                 }
                 self.tally.count(&hit, time);
                 let told = self.events_told.load(Ordering::Relaxed);
-                if hit.severity >= Severity::Error && (self.plain || record.sequence >= told) {
+                if hit.severity >= Severity::Error
+                    && (self.plain || record.sequence >= told)
+                    && self.quiet.tells(&hit, time)
+                {
                     events.push_back((time, hit.id, describe(&record, &hit, line)));
                 }
             }
@@ -354,8 +402,7 @@ impl Kernel {
         }
         let damaged = self.counts.filesystems.iter().filter(|(_, count)| *count > 0);
         let damaged = damaged.map(|(device, _)| device.as_str());
-        let with_errors: std::collections::BTreeSet<_> =
-            self.tally.devices().chain(damaged).collect();
+        let with_errors: BTreeSet<_> = self.tally.devices().chain(damaged).collect();
         for device in with_errors {
             if let Some(holds) = self.devices.holds_datastore(device) {
                 out.push(&HOLDS_DATASTORE, [device], holds);

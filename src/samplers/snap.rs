@@ -153,9 +153,10 @@ impl BlockingSampler for Snap {
 impl Snap {
     fn report(&self, snap: &str, limits: Limits, out: &mut Batch) {
         self.report_running(snap, out);
-        let data = self.root.join(snap);
-        let below = self.part(&data, out).unwrap_or_default();
-        let packages = self.part(Path::new(PACKAGES), out).unwrap_or_default();
+        let (data, store) = (self.place(&self.root.join(snap)), self.place(Path::new(PACKAGES)));
+        let (Some(below), Some(packages)) = (self.part(&data, out), self.part(&store, out)) else {
+            return;
+        };
         let packages: Vec<_> =
             packages.iter().filter_map(|name| Some((name, revision(name, snap)?))).collect();
         let kept: BTreeSet<&str> = packages
@@ -168,7 +169,7 @@ impl Snap {
             return;
         }
         out.push(&REVISIONS, [snap], kept.len());
-        let files = packages.iter().map(|(name, _)| Path::new(PACKAGES).join(name)).collect();
+        let files = packages.iter().map(|(name, _)| store.join(name)).collect();
         let others = below.iter().filter(|name| *name != "common").map(|name| data.join(name));
         self.sum(snap, "packages", files, limits, out);
         self.sum(snap, "data", others.collect(), limits, out);
@@ -196,31 +197,40 @@ impl Snap {
 
     /// Every snap that has data.
     fn all(&self) -> io::Result<Vec<String>> {
-        let mut names = self.names(&self.root)?;
-        names.retain(|name| self.host.path(self.root.join(name)).is_dir());
+        let mut names = self.names(&self.place(&self.root))?;
+        // A link, be it to a directory above, is no snap.
+        let is_directory = |name: &String| {
+            let path = self.host.path(self.place(&self.root).join(name));
+            path.symlink_metadata().is_ok_and(|found| found.is_dir())
+        };
+        names.retain(is_directory);
         Ok(names)
     }
 
-    /// The names in a directory; one that is not there has none, and other errors are recorded.
+    /// The names in a directory; one that is not there has none. Other errors are recorded.
     fn part(&self, directory: &Path, out: &mut Batch) -> Option<Vec<String>> {
         match self.names(directory) {
-            Ok(names) => Some(names),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                out.fail(SampleError::read(directory, error));
-                None
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
+            names => names.map_err(|error| out.fail(SampleError::read(directory, error))).ok(),
         }
     }
 
-    /// The names in a directory, sorted.
+    /// The names in a directory, sorted. Some of them would mislead, so too many are an error.
     fn names(&self, directory: &Path) -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(self.host.path(directory))?.take(MAX_NAMES);
+        let entries = fs::read_dir(self.host.path(directory))?.take(MAX_NAMES + 1);
         let mut names = entries
             .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
             .collect::<io::Result<Vec<_>>>()?;
+        if names.len() > MAX_NAMES {
+            return Err(io::Error::other(format!("more than {MAX_NAMES} names")));
+        }
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Where a directory is, its links followed below the host's root; `/var/snap` may be one.
+    fn place(&self, directory: &Path) -> PathBuf {
+        self.host.resolve(directory).unwrap_or_else(|_| directory.to_owned())
     }
 
     fn report_running(&self, snap: &str, out: &mut Batch) {
@@ -274,6 +284,8 @@ fn is_revision(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::host::{Distribution, Facts, Installation};
@@ -379,6 +391,67 @@ mod tests {
         let root = Root::new();
         root.file("var/snap/README", 3);
         assert_eq!(root.sampler().all().unwrap(), ["microk8s"]);
+    }
+
+    #[test]
+    fn a_loop_of_links_is_no_snap_and_adds_nothing_to_one() {
+        let root = Root::new();
+        let before = root.report("microk8s", 1_000);
+        let snaps = root.0.path().join("var/snap");
+        for (target, link) in [("..", "up"), (".", "self"), ("loop", "loop"), ("/", "root")] {
+            symlink(target, snaps.join(link)).unwrap();
+        }
+        symlink("../..", snaps.join("microk8s/common/up")).unwrap();
+        assert_eq!(root.sampler().all().unwrap(), ["microk8s"]);
+        let after = root.report("microk8s", 1_000);
+        for area in ["packages", "data", "common"] {
+            let bytes = |out: &Batch| out.value(&USAGE, ["microk8s", area]);
+            assert_eq!(bytes(&after), bytes(&before), "{area}");
+        }
+        assert_eq!(root.report("loop", 1_000).reasons(), ["read"]);
+    }
+
+    #[test]
+    fn data_that_was_moved_behind_a_link_is_found_below_the_root() {
+        let root = Root::new();
+        let path = |path: &str| root.0.path().join(path);
+        fs::rename(path("var/snap"), path("data")).unwrap();
+        symlink("/data", path("var/snap")).unwrap();
+        assert_eq!(root.sampler().all().unwrap(), ["microk8s"]);
+        let out = root.report("microk8s", 1_000);
+        assert_eq!((out.series(&USAGE), out.reasons()), (3, vec![]));
+    }
+
+    #[test]
+    fn of_too_many_names_there_is_no_figure_but_a_reason() {
+        let root = Root::new();
+        for i in 0..=MAX_NAMES {
+            fs::write(root.0.path().join(format!("var/snap/microk8s/{i}")), "").unwrap();
+        }
+        let out = root.report("microk8s", 10_000);
+        assert_eq!((out.series(&USAGE), out.series(&REVISIONS)), (0, 0));
+        assert!(out.failures()[0].to_string().contains("more than 4096 names"));
+        assert_eq!(out.failures().len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_description_is_survived(
+            before in "(\\PC{0,20}\n){0,3}", value in "\\PC{0,20}", after in "\\PC{0,40}",
+        ) {
+            let found = version(&format!("{before}version: {value}\n{after}"));
+            prop_assert!(found.is_none_or(|version| !version.is_empty() && !version.contains('\n')));
+        }
+
+        #[test]
+        fn the_revision_of_a_package_is_what_its_name_says(
+            snap in "[a-z]{1,4}(-[a-z]{1,4})?(_[a-z0-9]{1,4})?", number: u32, other in "\\PC{0,12}",
+        ) {
+            let package = format!("{snap}_{number}.snap");
+            let number = number.to_string();
+            prop_assert_eq!(revision(&package, &snap), Some(number.as_str()));
+            prop_assert!(revision(&other, &snap).is_none_or(is_revision));
+        }
     }
 
     #[test]

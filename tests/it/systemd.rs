@@ -193,6 +193,12 @@ fn a_crash_loop_at_systemds_fastest_loses_neither_restarts_nor_the_last_exit() {
         scrape.value(NRESTARTS, &fast).unwrap() < before
     });
     assert!(scrape.value(RESTARTS, &fast).unwrap() >= before);
+    // Nor does building the sampler anew, for other units.
+    agent.write_config(&config(&container.bus_address(), &["fast", "slow", "dbus.service"]));
+    agent.signal(Signal::HUP);
+    let scrape = agent.wait_value(LOADED, &[("unit", "dbus.service")], 1.0, LIMIT);
+    assert!(scrape.value(RESTARTS, &fast).unwrap() >= before);
+    assert_eq!(exit(&scrape, "fast.service"), "killed BUS");
     let status = agent.get("/api/v1/status").unwrap().text();
     assert!(status.contains("fast.service was killed by signal BUS"), "{status}");
     assert!(status.contains("slow.service was restarted"), "{status}");
@@ -326,6 +332,56 @@ fn an_agent_without_any_privilege_is_told_everything_over_the_bus() {
             && state(scrape, "fast.service") == "active"
     });
     assert_eq!(exit(&scrape, "fast.service"), "exited 7");
+}
+
+#[test]
+fn the_manager_of_a_user_is_asked_over_the_bus_of_the_user() {
+    let _turn = lab::together();
+    let container = Container::boot();
+    let run = "/run/user/0";
+    let environment = format!(
+        "Environment=HOME=/root XDG_RUNTIME_DIR={run} DBUS_SESSION_BUS_ADDRESS=unix:path={run}/bus"
+    );
+    let bus = format!("/usr/bin/dbus-daemon --session --nofork --address=unix:path={run}/bus");
+    container.install_unit(
+        "user-bus.service",
+        &format!(
+            "[Service]\n{environment}\nExecStartPre=/bin/mkdir -p -m 0700 {run}\nExecStart={bus}\n"
+        ),
+    );
+    container.install_unit(
+        "user-manager.service",
+        &format!(
+            "[Unit]\nAfter=user-bus.service\n[Service]\nType=notify\nDelegate=yes\n{environment}\n\
+             ExecStart=/usr/lib/systemd/systemd --user\n"
+        ),
+    );
+    let own = container.root().join("etc/systemd/user");
+    let text = service("Restart=always\nRestartSec=300ms", "exit 4");
+    std::fs::write(own.join("own.service"), text).unwrap();
+    container.systemctl(&["start", "user-bus.service"]);
+    let socket = container.root().join("run/user/0/bus");
+    lab::wait_for("the bus of the user", LIMIT, || {
+        if socket.exists() { Ok(()) } else { Err("no socket".to_owned()) }
+    });
+    container.systemctl(&["start", "user-manager.service"]);
+    let there = ["env".to_owned(), format!("XDG_RUNTIME_DIR={run}")];
+    let there: Vec<&str> = there.iter().map(String::as_str).collect();
+    let start = ["systemctl", "--user", "start", "--no-block", "own.service"];
+    let started = container.exec(&[&there[..], &start].concat());
+    assert!(started.status.success(), "{}", started.stderr);
+    let agent = Agent::start_with(Options {
+        config: config("user", &["own.service"]),
+        env: vec![(
+            "DBUS_SESSION_BUS_ADDRESS".to_owned(),
+            format!("unix:path={}", socket.display()),
+        )],
+        ..Options::default()
+    });
+    let scrape = agent.wait_until("restarts", RESTARTS, LIMIT, |scrape| {
+        scrape.value(RESTARTS, &[("unit", "own.service")]) >= Some(2.0)
+    });
+    assert_eq!(exit(&scrape, "own.service"), "exited 4");
 }
 
 /// An agent without any privilege in the container, for it could not follow `/proc/PID/root`. It

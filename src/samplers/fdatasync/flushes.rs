@@ -30,6 +30,8 @@ fn line(line: &str) -> Option<Flushes<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Captured on Linux 6.18; the last line as Linux 5.4 writes it.
@@ -52,5 +54,14 @@ mod tests {
         assert_eq!(parse(CAPTURED, &["sda".to_owned(), "sdz".to_owned()]), []);
         assert_eq!(parse("", &["sda".to_owned()]), []);
         assert_eq!(parse("8 0 sda x\n\n \n", &["sda".to_owned()]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived_and_hides_no_line(before in "\\PC{0,80}", after in "[ 0-9a-z\n]{0,80}") {
+            let text = format!("{before}\n{CAPTURED}{after}");
+            let asked = ["zram0".to_owned()];
+            prop_assert_eq!(&parse(&text, &asked)[0], &Flushes { disk: "zram0", count: 0, millis: 0 });
+        }
     }
 }

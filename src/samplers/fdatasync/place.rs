@@ -82,7 +82,11 @@ fn detected(facts: &Facts) -> Target {
         let path = PathBuf::from(FALLBACK);
         return Target { directories: vec![path.clone()], path, device: None };
     };
-    let path = node.and_then(|node| node.wal_dir.clone()).unwrap_or_else(|| directory.clone());
+    // Detection has looked whether the write-ahead log lies on a filesystem of its own.
+    let synced = facts.datastore.as_ref().map(|place| &place.path);
+    let synced = synced.filter(|path| path.starts_with(&directory)).cloned();
+    let wal = node.and_then(|node| node.wal_dir.clone());
+    let path = wal.or(synced).unwrap_or_else(|| directory.clone());
     // Beside the datastore's directory rather than in it, but never in `/`: there the root of a
     // container's or an image's filesystem is not where the datastore lies.
     let beside = directory.parent().filter(|parent| parent.parent().is_some());
@@ -143,6 +147,18 @@ mod tests {
         let target = &targets(&[], &facts)[0];
         assert_eq!(target.path, Path::new("/wal"));
         assert_eq!(target.directories, paths(&["/var/lib", "/var/lib/etcd", "/wal"]));
+    }
+
+    #[test]
+    fn a_write_ahead_log_that_is_mounted_is_what_matters_and_no_file_goes_into_it() {
+        let mut facts = node(Datastore::Etcd, "/var/lib/etcd", None);
+        let path = PathBuf::from("/var/lib/etcd/member/wal");
+        facts.datastore = Some(DatastorePlace { path: path.clone(), ..DatastorePlace::default() });
+        let target = &targets(&[], &facts)[0];
+        assert_eq!(target.path, path);
+        assert!(target.device.is_some());
+        facts.datastore.as_mut().unwrap().path = "/elsewhere".into();
+        assert_eq!(targets(&[], &facts)[0].path, Path::new("/var/lib/etcd"));
     }
 
     #[test]

@@ -30,13 +30,13 @@ use serde::{Deserialize, Serialize};
 use crate::child;
 use crate::host::{Host, Mounts, devices};
 
-use super::place::Device;
+use super::place::{Device, is_inside_member};
 
 /// Bytes of a record of etcd's write-ahead log.
 const RECORD: usize = 2300;
 /// Bytes that are preallocated; ext4 would zero a smaller extent at once.
 const LAP: u64 = 1 << 20;
-/// No new lap is begun with less space than this, nor with less than a twentieth of the filesystem.
+/// No new lap is begun with less space left than this; on a small filesystem, than a twentieth of it.
 const MIN_FREE: u64 = 64 << 20;
 /// A lap whose preparation took this long met a stall that the datastore would have met as well.
 const STALL: Duration = Duration::from_millis(100);
@@ -201,6 +201,14 @@ impl Prober {
     fn open_in(&self, directory: &Path) -> Result<Lap, Miss> {
         let failed = |step| move |errno| Miss::Failed(step, errno);
         let here = self.place(directory)?;
+        let below_root = here.strip_prefix(self.host.rootfs()).unwrap_or(&here);
+        if is_inside_member(below_root) {
+            return Err(Miss::Refused(format!(
+                "{} is etcd's own, where nothing is written: set fdatasync.paths to another \
+                 directory of its disk",
+                directory.display()
+            )));
+        }
         let wanted = fs::stat(self.place(&self.question.path)?).map_err(failed("open"))?;
         let device = fs::stat(&here).map_err(failed("open"))?.st_dev;
         if wanted.st_dev != device {
@@ -247,7 +255,7 @@ impl Prober {
             _ => {}
         }
         let block = u64::try_from(fs.f_bsize).unwrap_or_default();
-        let (free, size) = (fs.f_bavail * block, fs.f_blocks * block);
+        let (free, size) = (fs.f_bavail.saturating_mul(block), fs.f_blocks.saturating_mul(block));
         // The probe must not take the last space from the datastore.
         if free < MIN_FREE.min(size / 20) {
             let reason = format!(
@@ -287,8 +295,9 @@ impl Prober {
     }
 
     fn is_volatile(&self) -> bool {
-        self.with_mount(|mount| mount.super_options.split(',').any(|o| o == "volatile"))
-            .unwrap_or(false)
+        // The second is how Linux 6.18 says it.
+        let volatile = |option: &str| matches!(option, "volatile" | "fsync=volatile");
+        self.with_mount(|mount| mount.super_options.split(',').any(volatile)).unwrap_or(false)
     }
 
     /// Asks something about the host's mount under the path.
@@ -415,6 +424,20 @@ mod tests {
         let missing = dir.path().join("missing");
         assert_eq!(rounds(question(&[&missing], &missing), 1), ["S", "F open 2"]);
         assert_eq!(rounds(question(&[&file], &file), 1), ["S", "F open 20"]);
+    }
+
+    #[test]
+    fn a_link_into_etcd_s_own_directory_is_refused() {
+        let dir = on_disk();
+        std::fs::create_dir_all(dir.path().join("etcd/member/wal")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("etcd/member/wal", &link).unwrap();
+        let lines = rounds(question(&[&link], &link), 1);
+        assert!(lines[1].contains("link is etcd's own, where nothing is written"), "{lines:?}");
+        // Below the host's root as well.
+        let asked = Question { rootfs: dir.path().into(), ..question(&[], Path::new("/link")) };
+        let lines = rounds(Question { directories: vec!["/link".into()], ..asked }, 1);
+        assert!(lines[1].contains("/link is etcd's own"), "{lines:?}");
     }
 
     #[test]

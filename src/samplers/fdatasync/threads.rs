@@ -118,11 +118,14 @@ fn blocked_switches(status: &str) -> Option<u64> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     field("State:")?.trim_start().starts_with('D').then_some(())?;
     let count = |name| field(name).and_then(|n| n.trim().parse::<u64>().ok());
-    Some(count("voluntary_ctxt_switches:")? + count("nonvoluntary_ctxt_switches:")?)
+    let voluntary = count("voluntary_ctxt_switches:")?;
+    Some(voluntary.saturating_add(count("nonvoluntary_ctxt_switches:")?))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Captured on Linux 6.18, cut down.
@@ -218,5 +221,12 @@ mod tests {
     fn long_names_are_cut_as_the_kernel_cuts_them() {
         assert_eq!(short("kube-apiserver-with-etcd"), "kube-apiserver-");
         assert_eq!(short("etcd"), "etcd");
+    }
+
+    proptest! {
+        #[test]
+        fn any_status_is_survived(status in "((State|voluntary_ctxt_switches|x):\\PC{0,24}\n){0,6}") {
+            blocked_switches(&status);
+        }
     }
 }

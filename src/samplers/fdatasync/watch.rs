@@ -90,6 +90,8 @@ pub(super) struct Figures {
     recent: VecDeque<(Instant, Duration)>,
     flight: Option<Flight>,
     failing: Option<(&'static str, &'static str)>,
+    /// The longest sync since one was worth an event, until one is not.
+    stalled: Option<Duration>,
     settled: bool,
     events: Vec<(SystemTime, &'static str, String)>,
 }
@@ -115,6 +117,7 @@ impl Default for Cells {
             recent: VecDeque::new(),
             flight: None,
             failing: None,
+            stalled: None,
             settled: false,
             events: Vec::new(),
         };
@@ -223,8 +226,11 @@ impl Cells {
         let mut figures = self.figures();
         figures.flight = None;
         self.age.stop();
-        if why.is_some() {
-            figures.trouble = why;
+        if let Some(why) = why {
+            if figures.trouble.as_ref() != Some(&why) {
+                tracing::warn!("{why}");
+            }
+            figures.trouble = Some(why);
             figures.settled = true;
             self.settled.notify_all();
         }
@@ -238,11 +244,15 @@ impl Figures {
         while let Some((threshold, _)) = STALLS.get(passed).filter(|(after, _)| age >= *after) {
             self.stalls[passed] += 1;
             self.tried = true;
-            if passed == EVENT {
+            // A disk that stays slow is one event, not one for each sync.
+            if passed == EVENT && self.stalled.is_none() {
                 let text = format!("a sync of {path} has taken {threshold:?} {how}");
                 self.event("sync_stalled", text);
             }
             passed += 1;
+        }
+        if passed > EVENT {
+            self.stalled = self.stalled.max(Some(age));
         }
         if let Some(flight) = &mut self.flight {
             flight.passed = passed;
@@ -251,14 +261,18 @@ impl Figures {
 
     fn ended(&mut self, took: Duration, path: &str) {
         self.pass(took, path, "or longer");
-        let stalled = self.flight.take().is_some_and(|flight| flight.passed > EVENT);
+        self.flight = None;
         self.tried = true;
         self.trouble = None;
         self.histogram.observe(took.as_secs_f64());
         self.recent.push_back((Instant::now(), took));
         let failed = self.failing.take().is_some();
-        if stalled || failed {
-            let text = format!("a sync of {path} ended well after {:.3} s", took.as_secs_f64());
+        let longest = self.stalled.take_if(|_| took < STALLS[EVENT].0);
+        if failed || longest.is_some() {
+            let mut text = format!("a sync of {path} ended well after {:.3} s", took.as_secs_f64());
+            if let Some(longest) = longest {
+                text.push_str(&format!("; the longest took {:.3} s", longest.as_secs_f64()));
+            }
             self.event("sync_recovered", text);
         }
     }
@@ -340,7 +354,6 @@ async fn keep(
             cells.gone(None);
             return;
         };
-        tracing::warn!(path = %question.path.display(), why, "the sync probe ended");
         cells.gone(Some(format!("the sync probe of {} ended: {why}", question.path.display())));
         if started.elapsed() > BACKOFF.1 {
             backoff = BACKOFF.0;
@@ -381,8 +394,16 @@ async fn run(
     if told && let Err(error) = child.start_kill() {
         tracing::debug!(%error, "a sync probe could not be killed");
     }
+    // Nobody reads what it says now: it ends at its next line, if it was not killed.
+    drop(lines);
     // As long as the disk holds it, this waits, and the slot stays taken.
-    let status = child.wait().await;
+    let status = loop {
+        let stall = cells.next_stall();
+        tokio::select! {
+            status = child.wait() => break status,
+            () = at(stall) => cells.count_stalls(&path),
+        }
+    };
     (!told).then(|| status.map_or_else(|error| error.to_string(), |status| status.to_string()))
 }
 
@@ -413,6 +434,8 @@ async fn at(time: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     static QUESTION: LazyLock<Question> = LazyLock::new(|| Question {
@@ -463,9 +486,19 @@ mod tests {
         cells.take("E 7000000000", "/p");
         assert_eq!(cells.figures().stalls, [1, 1, 1, 1]);
         let events = cells.take_events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert!(events[0].1 == "sync_stalled" && events[0].2.contains("has not ended"));
+    }
+
+    #[test]
+    fn a_disk_that_stays_slow_is_two_events_and_not_two_for_each_sync() {
+        let slow = ["S", "E 2000000000"].repeat(50);
+        let cells = taken(&[slow, vec!["S", "E 7000000000", "S", "E 900000000"]].concat());
+        let events = cells.take_events();
         let kinds: Vec<_> = events.iter().map(|(_, kind, _)| *kind).collect();
         assert_eq!(kinds, ["sync_stalled", "sync_recovered"]);
-        assert!(events[0].2.contains("has not ended"), "{events:?}");
+        assert!(events[1].2.ends_with("after 0.900 s; the longest took 7.000 s"), "{events:?}");
+        assert_eq!(cells.figures().stalls, [52, 52, 51, 1]);
     }
 
     #[test]
@@ -511,6 +544,21 @@ mod tests {
         let cells = taken(&["", "E", "E x", "E -1", "S 1", "Z 9", "\u{fffd}"]);
         let figures = cells.figures();
         assert!(!figures.settled && figures.histogram.count() == 0 && figures.flight.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_lines_make_it_panic_or_grow(
+            lines in proptest::collection::vec("([SDEFRZ]|[SDEFR] [a-z0-9 ,-]{0,24}|\\PC{0,12})", 0..200),
+        ) {
+            let cells = Cells::default();
+            for line in &lines {
+                cells.take(line, "/p");
+            }
+            let figures = cells.figures();
+            prop_assert!(figures.events.len() <= MAX_EVENTS);
+            prop_assert!(figures.failures.len() <= 4 * (ERRNOS.len() + 1));
+        }
     }
 
     #[test]

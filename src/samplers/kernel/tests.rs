@@ -120,7 +120,13 @@ fn records_that_are_not_the_kernels_are_ignored() {
     assert_eq!((out.series(&IO_ERRORS), out.series(&EVENT_LAST)), (0, 0));
     assert_eq!(out.value(&LOST, []), Some(0.0), "their numbers count all the same");
 
-    node.append(format!("45,8,8000000,-;{journald}\n"));
+    // Nor does a daemon tell whose memory it was that ran out.
+    let chosen = "Memory cgroup out of memory: Kill process 7 (etcd) score 9 or sacrifice child";
+    let killed = "Killed process 7 (etcd) total-vm:1kB, anon-rss:1kB";
+    node.append(format!("45,8,8,-;{chosen}\n3,9,9,-;{killed}\n"));
+    assert_eq!(node.sample().value(&OOM_KILLS, ["node", "etcd"]), Some(1.0));
+
+    node.append(format!("45,10,8000000,-;{journald}\n"));
     let out = node.sample();
     assert_eq!(out.value(&EVENTS, [JOURNALD_IO_ERROR]), Some(1.0));
     assert_eq!(out.value(&EVENT_LAST, [JOURNALD_IO_ERROR]), Some((BOOT + 8) as f64));
@@ -286,11 +292,53 @@ fn errors_go_to_the_timeline_and_context_does_not() {
 
 #[test]
 fn of_a_storm_the_timeline_gets_the_latest() {
-    let lines: Vec<_> = (0..500).map(|i| format!("I/O error, dev sda, sector {i}")).collect();
+    let lines: Vec<_> = (0..500).map(|i| format!("I/O error, dev dm-{i}, sector {i}")).collect();
     let lines: Vec<_> = lines.iter().map(String::as_str).collect();
     let told = events(&mut Node::new(log(&lines)).sample());
     assert_eq!(told.len(), EVENTS_PER_RUN);
-    assert_eq!(told.last().unwrap().text, "I/O error, dev sda, sector 499");
+    assert_eq!(told.last().unwrap().text, "I/O error, dev dm-499, sector 499");
+}
+
+#[test]
+fn what_the_kernel_repeats_is_told_once_a_minute_for_each_device_and_counted_each_time() {
+    let other = READ.replace("sda", "sdb");
+    let mut lines = vec![READ; 150];
+    lines[30] = &other;
+    let mut node = Node::new(log(&lines));
+    let mut out = node.sample();
+    let second = |event: &Event| (event.time - BOOT as f64).floor().to_string();
+    let seconds: Vec<_> = events(&mut out).iter().map(second).collect();
+    assert_eq!(seconds, ["1", "31", "61", "121"]);
+    assert_eq!(out.value(&EVENTS, ["block_io_error"]), Some(150.0));
+    node.append(numbered(151, &[READ, READ]));
+    assert_eq!(events(&mut node.sample()), [], "the next run still knows");
+}
+
+#[test]
+fn a_flood_of_devices_makes_no_memory_grow() {
+    let mut quiet = Quiet::default();
+    let hit = |i: u64| Hit {
+        id: "block_io_error",
+        severity: Severity::Critical,
+        device: Some(format!("dm-{i}")),
+        payload: Payload::Nothing,
+    };
+    let told = (0..5_000).filter(|i| quiet.tells(&hit(*i), UNIX_EPOCH)).count();
+    assert_eq!((told, quiet.0.len()), (MAX_QUIET, MAX_QUIET));
+    assert!(quiet.tells(&hit(9_999), UNIX_EPOCH + QUIET), "the others are forgotten");
+}
+
+#[test]
+fn a_record_that_is_new_in_the_ring_is_no_older_than_the_last_look_at_it() {
+    let Clock { boot, now } = fixed();
+    let times = |not_before| Times { clock: fixed(), not_before };
+    let minute = Duration::from_mins(1);
+    let looked = now - Duration::from_millis(500);
+    assert_eq!(times(None).of(60_000_000), boot + minute, "of the first look nothing is known");
+    assert_eq!(times(Some(looked)).of(60_000_000), looked, "the log's clock was behind");
+    assert_eq!(times(Some(looked)).of(u64::MAX), now);
+    // The clock of the node was set back since.
+    assert_eq!(times(Some(now + minute)).of(60_000_000), now);
 }
 
 #[test]

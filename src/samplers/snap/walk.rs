@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
@@ -143,11 +143,11 @@ impl Walk {
     }
 
     fn rest(&mut self) -> Result<(), Incomplete> {
-        if Instant::now() >= self.limits.deadline {
+        let left = self.limits.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(Incomplete::Late);
         }
-        let worked = self.burst.elapsed();
-        thread::sleep(worked.min(Duration::from_millis(100)));
+        thread::sleep(self.burst.elapsed().min(left));
         self.burst = Instant::now();
         Ok(())
     }
@@ -164,6 +164,7 @@ fn directory(at: impl rustix::fd::AsFd, name: impl rustix::path::Arg) -> Result<
 mod tests {
     use std::fs::{create_dir, create_dir_all, hard_link, write};
     use std::os::unix::fs::{MetadataExt, symlink};
+    use std::time::Duration;
 
     use super::*;
 

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use proptest::prelude::*;
 use serde_json::json;
 use zbus::connection::Builder;
 use zbus::message::Header;
@@ -122,12 +123,13 @@ impl Fake {
         let address = format!("unix:path={}", self.path().display());
         let facts = Facts::default();
         let units: Vec<String> = units.iter().map(ToString::to_string).collect();
+        let target = Target::parse(&address).unwrap();
         Systemd {
             wanted: Wanted::new(&units, &facts).unwrap(),
-            target: Target::parse(&address).unwrap(),
+            trackers: remembered(&target),
+            target,
             timeout: Duration::from_secs(5),
             bus: None,
-            trackers: HashMap::new(),
         }
     }
 }
@@ -423,8 +425,37 @@ async fn counts_go_on_over_a_new_connection() {
     // What happened in between is read from the properties.
     assert_eq!(out.value(&LAST_EXIT, ["a.service", "exited", "5"]), Some(1.0));
     let texts: Vec<String> = out.take_events().into_iter().map(|event| event.text).collect();
-    let exit = "a.service exited with status 5".to_owned();
-    assert_eq!(texts, [exit, "a.service was restarted 2 times (NRestarts 6)".to_owned()]);
+    assert_eq!(texts, ["a.service exited with status 5"], "restarts were told a moment ago");
+}
+
+#[tokio::test]
+async fn a_sampler_that_is_built_anew_knows_the_count_and_the_last_exit() {
+    let fake = Fake::new(true, vec![Unit::new("a.service")]);
+    let mut sampler = fake.sampler(&["a.service"]);
+    fake.change(|world| world.units[0].exit = (2, 7, 9_000_000));
+    run(&mut sampler).await;
+    fake.change(|world| {
+        world.units[0].restarts = Variant::U32(4);
+        // The next process runs: systemd has forgotten.
+        world.units[0].exit = (0, 0, 0);
+    });
+    run(&mut sampler).await;
+    drop(sampler);
+    fake.change(|world| world.units[0].restarts = Variant::U32(5));
+    let out = run(&mut fake.sampler(&["a.service", "b.service"])).await;
+    assert_eq!(out.value(&RESTARTS, ["a.service"]), Some(5.0));
+    assert_eq!(out.value(&LAST_EXIT, ["a.service", "killed", "BUS"]), Some(1.0));
+}
+
+proptest! {
+    #[test]
+    fn a_name_is_refused_or_one_that_systemd_takes(text in "\\PC{0,40}|[a-z@.*?\\[-]{0,20}") {
+        if let Ok(name) = full_name(&text) {
+            prop_assert!(is_glob(&name) || name.contains('.'));
+            prop_assert!(name.is_ascii() && !name.contains(['/', ' ', '"', '\'']));
+            prop_assert_eq!(full_name(&name), Ok(name.clone()), "it stays as it is");
+        }
+    }
 }
 
 #[tokio::test]

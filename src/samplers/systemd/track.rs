@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The states that have a series of their own; every other one is `other`.
 pub(super) const STATES: [&str; 7] =
@@ -19,6 +19,9 @@ const SIGNALS: [&str; 31] = [
     "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
+
+/// How often an event of the same kind is told.
+const QUIET: Duration = Duration::from_mins(1);
 
 /// The series that a unit's `ActiveState` belongs to.
 pub(super) fn state(active_state: &str) -> &'static str {
@@ -97,9 +100,33 @@ pub(super) fn time(micros: u64) -> Option<SystemTime> {
     set.then(|| UNIX_EPOCH.checked_add(Duration::from_micros(micros))).flatten()
 }
 
+/// One kind of event of a unit, which is told once a minute: a unit that crashes every few seconds
+/// would fill the timeline within the hour.
+#[derive(Debug, Default)]
+pub(super) struct Quiet {
+    /// What has happened since it was last told.
+    pending: usize,
+    told: Option<Instant>,
+}
+
+impl Quiet {
+    /// Adds what is new; how much there is to tell now, if anything.
+    pub(super) fn add(&mut self, new: usize, now: Instant) -> Option<usize> {
+        self.pending = self.pending.saturating_add(new);
+        let recent = self.told.is_some_and(|told| now.duration_since(told) < QUIET);
+        if self.pending == 0 || recent {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.pending))
+    }
+}
+
 /// What one unit is remembered by.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
+    /// Its exits and its restarts on the timeline.
+    pub(super) told: [Quiet; 2],
     /// systemd's figure at the last look, and the own count.
     restarts: Option<(u32, u64)>,
     /// How its main process ended last.
@@ -234,6 +261,16 @@ mod tests {
         let turned: Vec<bool> =
             ["failed", "failed", "active", "failed"].map(|s| tracker.turned(s)).into();
         assert_eq!(turned, [false, false, true, true]);
+    }
+
+    #[test]
+    fn what_happens_again_and_again_is_told_once_a_minute_and_none_of_it_is_forgotten() {
+        let (mut quiet, start) = (Quiet::default(), Instant::now());
+        let told: Vec<_> =
+            [(0, 0), (1, 5), (10, 10), (2, 64), (0, 65), (0, 90), (0, 130), (3, 131)]
+                .map(|(new, second)| quiet.add(new, start + Duration::from_secs(second)))
+                .into();
+        assert_eq!(told, [None, Some(1), None, None, Some(12), None, None, Some(3)]);
     }
 
     #[test]
