@@ -450,7 +450,7 @@ mod tests {
             let package = format!("{snap}_{number}.snap");
             let number = number.to_string();
             prop_assert_eq!(revision(&package, &snap), Some(number.as_str()));
-            prop_assert!(revision(&other, &snap).is_none_or(|found| is_revision(found)));
+            prop_assert!(revision(&other, &snap).is_none_or(is_revision));
         }
     }
 

@@ -552,7 +552,9 @@ mod tests {
             lines in proptest::collection::vec("([SDEFRZ]|[SDEFR] [a-z0-9 ,-]{0,24}|\\PC{0,12})", 0..200),
         ) {
             let cells = Cells::default();
-            lines.iter().for_each(|line| cells.take(line, "/p"));
+            for line in &lines {
+                cells.take(line, "/p");
+            }
             let figures = cells.figures();
             prop_assert!(figures.events.len() <= MAX_EVENTS);
             prop_assert!(figures.failures.len() <= 4 * (ERRNOS.len() + 1));
