@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use crate::samplers;
 
 /// The prefix of environment variables: `CONTROLPLANE_EXPORTER__ETCD__TIMEOUT=3s`.
 const ENV_PREFIX: &str = "CONTROLPLANE_EXPORTER";
+/// No file of a person is longer.
+const FILE_BYTES: u64 = 1 << 20;
 /// No sampler runs more often.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// No sampler runs less often, and no call waits longer.
@@ -142,22 +146,32 @@ impl Config {
     ///
     /// At the first thing that is wrong, in the order file, environment, flags.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let text = flags.file.as_deref().map(read).transpose()?;
+        Self::load_text(flags, text.as_deref())
+    }
+
+    /// As [`Config::load`], with the text of the file already read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::load`].
+    pub fn load_text(flags: &Flags, text: Option<&str>) -> Result<Self, ConfigError> {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self::layered(flags, environment)
+        Self::layered(flags, text, environment)
     }
 
     fn layered(
         flags: &Flags,
+        text: Option<&str>,
         environment: std::collections::HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
-        if let Some(file) = &flags.file {
-            let text = read(file)?;
-            builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Yaml));
+        if let (Some(file), Some(text)) = (&flags.file, text) {
+            builder = builder.add_source(config::File::from_str(text, config::FileFormat::Yaml));
             // Checked on its own first: errors of the merged layers name no file.
-            check_file(file, &text)?;
+            check_file(file, text)?;
         }
         let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
@@ -227,9 +241,11 @@ impl Config {
             samplers.insert(*name, options);
         }
         let web: Web = parse(section("web"), "web", origin)?;
-        if !web.telemetry_path.starts_with('/') || web.telemetry_path == "/" {
-            let what = "must start with `/` and be more than `/`, for example /metrics";
-            return Err(error("web.telemetry_path", what.into()));
+        if let Err(what) = telemetry_path(&web.telemetry_path) {
+            return Err(error("web.telemetry_path", what));
+        }
+        if web.listen_address.is_empty() {
+            return Err(error("web.listen_address", "needs at least one address".into()));
         }
         for address in &web.listen_address {
             listen_addresses(address).map_err(|what| error("web.listen_address", what))?;
@@ -356,13 +372,47 @@ fn plain(origin: impl ToString, key: &str, what: impl ToString) -> ConfigError {
     ConfigError { origin: origin.to_string(), key: key.to_owned(), what: what.to_string() }
 }
 
-fn read(file: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(file).map_err(|error| plain(file.display(), "", error))
+/// The text of a configuration file. May wait for as long as its disk does.
+///
+/// # Errors
+///
+/// When it cannot be read, is no text, or is too long to be one.
+pub fn read(file: &Path) -> Result<String, ConfigError> {
+    let wrong = |what: &dyn fmt::Display| plain(file.display(), "", what);
+    let mut bytes = Vec::new();
+    let file = File::open(file).map_err(|error| wrong(&error))?;
+    file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(&error))?;
+    if bytes.len() as u64 > FILE_BYTES {
+        return Err(wrong(&format!("longer than {FILE_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| wrong(&format!("no text: {}", error.utf8_error())))
+}
+
+/// What the YAML library would take without a word, or at any cost: it stops at a NUL byte, and
+/// copies whatever an alias names.
+fn check_text(text: &str) -> Result<(), String> {
+    for (number, line) in text.lines().enumerate() {
+        if line.contains('\0') {
+            return Err(format!("no text: a NUL byte in line {}", number + 1));
+        }
+    }
+    let mut parser = yaml_rust2::parser::Parser::new_from_str(text);
+    loop {
+        match parser.next_token() {
+            Ok((yaml_rust2::Event::Alias(_), mark)) => {
+                return Err(format!("line {}: aliases are not supported", mark.line()));
+            }
+            // The loader says what is wrong.
+            Ok((yaml_rust2::Event::StreamEnd, _)) | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
 }
 
 /// Everything that is wrong with the file alone is said with its name.
 fn check_file(file: &Path, text: &str) -> Result<(), ConfigError> {
     let origin = file.display().to_string();
+    check_text(text).map_err(|what| plain(&origin, "", what))?;
     let merged = config::Config::builder()
         .add_source(config::File::from_str(text, config::FileFormat::Yaml))
         .build()
@@ -403,6 +453,18 @@ fn to_yaml(value: &serde_json::Value) -> yaml_rust2::Yaml {
             map.iter().map(|(key, value)| (Yaml::String(key.clone()), to_yaml(value))).collect(),
         ),
     }
+}
+
+/// Whether figures can be served at `path`, beside the other pages.
+fn telemetry_path(path: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._~-".contains(c);
+    if path.len() < 2 || !path.starts_with('/') || !path.chars().all(plain) {
+        return Err("must be `/` and letters, digits or any of /._~-, for example /metrics".into());
+    }
+    if crate::web::PAGES.contains(&path) {
+        return Err(format!("{path} is another page; take for example /metrics"));
+    }
+    Ok(())
 }
 
 /// The socket addresses of a `--web.listen-address`: an empty host means every address, and
@@ -473,17 +535,31 @@ where
     deserializer.deserialize_any(Items(std::marker::PhantomData))
 }
 
+/// As [`list`]; null stands for none.
+///
+/// # Errors
+///
+/// Those of [`list`].
+pub fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    match Option::<serde_json::Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(value) => list(value).map(Some).map_err(de::Error::custom),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.yaml");
-        std::fs::write(&file, yaml).unwrap();
         let environment =
             environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Config::layered(&Flags { file: Some(file), ..Flags::default() }, environment)
+        let flags = Flags { file: Some("/etc/config.yaml".into()), ..Flags::default() };
+        Config::layered(&flags, Some(yaml), environment)
     }
 
     fn error(yaml: &str) -> String {
@@ -506,10 +582,22 @@ mod tests {
             ("filesystem: {enabled: maybe}", "filesystem.enabled: ", "true or false"),
             ("filesystem: 5", "filesystem: ", "expected keys"),
             ("web: {listen_address: nowhere}", "web.listen_address: ", "is no address"),
-            ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must start with"),
+            ("web: {listen_address: []}", "web.listen_address: ", "at least one"),
+            ("web: {telemetry_path: metrics}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: /}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: '/{a'}", "web.telemetry_path: ", "must be `/` and"),
+            ("web: {telemetry_path: /-/ready}", "web.telemetry_path: ", "is another page"),
             ("log: {level: loud}", "log.level: ", "unknown variant"),
             ("- a\n- b", "", ""),
-            ("a: [", "", ""),
+            ("a: [", "", "line 2"),
+            ("exporter:\n\tinterval: 5s", "", "line 2"),
+            ("exporter:\n  interval: 5s\n  interval: 6s", "interval", "duplicated key"),
+            ("exporter: &x {interval: 5s}\nkernel: *x", "", "line 2: aliases"),
+            ("exporter: {interval: 9s}\n\0garbage: [", "", "a NUL byte in line 2"),
+            ("exporter: {interval: 5s}\n---\nkernel: {}", "", "2 YAML documents"),
+            (&format!("a: {}", "[".repeat(100_000)), "", "recursion"),
+            ("exporter: {interval: ~}", "exporter.interval: ", "with its unit"),
+            ("host: {devices: 5}", "host.devices: ", "a list"),
         ] {
             let text = error(yaml);
             assert!(text.contains("/config.yaml: "), "{yaml}: {text}");
@@ -518,10 +606,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
-        let flags = Flags { file: Some("/nonexistent/a.yaml".into()), ..Flags::default() };
-        let text = Config::load(&flags).unwrap_err().to_string();
-        assert_eq!(text, "/nonexistent/a.yaml: No such file or directory (os error 2)");
+    fn a_file_that_cannot_be_one_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = dir.path().join("huge");
+        std::fs::write(&huge, "a".repeat(10 << 20)).unwrap();
+        let binary = dir.path().join("binary");
+        std::fs::write(&binary, b"web:\xff\xfe").unwrap();
+        for (file, reason) in [
+            ("/nonexistent/a.yaml".into(), "No such file or directory (os error 2)"),
+            (dir.path().to_owned(), "Is a directory (os error 21)"),
+            (huge, "longer than 1048576 bytes"),
+            (binary, "no text: invalid utf-8 sequence of 1 bytes from index 4"),
+            ("/dev/zero".into(), "longer than 1048576 bytes"),
+        ] {
+            let flags = Flags { file: Some(file.clone()), ..Flags::default() };
+            let text = Config::load(&flags).unwrap_err().to_string();
+            assert_eq!(text, format!("{}: {reason}", file.display()));
+        }
     }
 
     #[test]
@@ -530,12 +631,14 @@ mod tests {
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__INTERVAL", "7s"),
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__PATHS", "/a, /b"),
             ("CONTROLPLANE_EXPORTER__FILESYSTEM__ENABLED", "true"),
+            ("CONTROLPLANE_EXPORTER__HOST__DEVICES", "dm-0, sda"),
             ("UNRELATED", "x"),
         ];
         let yaml = "filesystem: {interval: 5s, enabled: false}";
         let config = load(yaml, &environment).unwrap();
         let options = config.samplers["filesystem"].as_ref().unwrap();
         assert_eq!(options.interval, Duration::from_secs(7));
+        assert_eq!(config.host.devices, Some(vec!["dm-0".to_owned(), "sda".to_owned()]));
         let error = load(yaml, &[("CONTROLPLANE_EXPORTER__FILESYSTEM__PATH", "/")]).unwrap_err();
         let text = error.to_string();
         let expected =
@@ -585,5 +688,29 @@ mod tests {
         assert_eq!(listen_addresses(":10379").unwrap().to_string(), "[::]:10379");
         assert_eq!(listen_addresses("127.0.0.1:1").unwrap().to_string(), "127.0.0.1:1");
         assert!(listen_addresses("10379").is_err());
+    }
+
+    #[test]
+    fn every_listen_address_that_is_taken_is_a_socket_address() {
+        use proptest::prelude::*;
+        proptest!(|(text in r"[\[\]:.a-z0-9%\pC]{0,30}|.{0,20}", port: u16, ip: std::net::IpAddr)| {
+            if let Ok(address) = listen_addresses(&text) {
+                prop_assert!(text.ends_with(&address.port().to_string()), "{}", text);
+            }
+            let wanted = std::net::SocketAddr::new(ip, port);
+            prop_assert_eq!(listen_addresses(&wanted.to_string()), Ok(wanted));
+            prop_assert_eq!(listen_addresses(&format!(":{port}")).unwrap().port(), port);
+        });
+    }
+
+    #[test]
+    fn no_text_makes_the_loader_panic_and_every_error_names_the_file() {
+        use proptest::prelude::*;
+        let words = r"(web|log|host|etcd|kernel|interval|devices|5s|[:{}\[\],&*!|>'%@~-]|\n| |\t|\PC){0,40}";
+        proptest!(|(text in words)| {
+            if let Err(error) = load(&text, &[]) {
+                prop_assert!(error.to_string().starts_with("/etc/config.yaml: "), "{}", error);
+            }
+        });
     }
 }

@@ -1,14 +1,17 @@
-//! `controlplane-exporter inspect`: what was detected, which samplers are on, which are off and why.
+//! `controlplane-exporter inspect`: what was detected, which samplers are on, which are off and why,
+//! and the command that would give the agent a permission it lacks.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::access::Lack;
 use crate::config::Config;
 use crate::host::{Facts, Host};
 use crate::sampler::Build;
 use crate::samplers;
 
 /// The whole answer, for a terminal.
-pub fn report(config: &Config, facts: &Facts) -> String {
+pub fn report(config: &Config, facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
     let mut out = String::new();
     let line = |out: &mut String, key: &str, value: &str| {
         out.push_str(&format!("  {key:<14} {value}\n"));
@@ -42,9 +45,10 @@ pub fn report(config: &Config, facts: &Facts) -> String {
             .iter()
             .map(|u| if u.expected { u.name.clone() } else { format!("{} (not expected)", u.name) })
             .collect();
-        line(&mut out, "units", &units.join(", "));
+        line(&mut out, "units", &some(units).unwrap_or_else(|| "-".into()));
         let evidence: Vec<_> = node.evidence.iter().map(|p| p.display().to_string()).collect();
-        line(&mut out, "found by", &evidence.join(", "));
+        let by_process = || "its process".to_owned();
+        line(&mut out, "found by", &some(evidence).unwrap_or_else(by_process));
     }
     if let Some(place) = &facts.datastore {
         out.push_str("\nDatastore\n");
@@ -61,6 +65,11 @@ pub fn report(config: &Config, facts: &Facts) -> String {
         let verdict = match config.samplers.get(name).and_then(Option::as_ref) {
             None => "off             switched off in the configuration".to_owned(),
             Some(options) => match (def.build)(options, &host) {
+                Ok(Build::Run(_))
+                    if lacks.unwrap_or_default().iter().any(|l| l.sampler == *name) =>
+                {
+                    "no permission   see below".to_owned()
+                }
                 Ok(Build::Run(_)) => {
                     format!(
                         "on              every {}",
@@ -73,11 +82,60 @@ pub fn report(config: &Config, facts: &Facts) -> String {
         };
         line(&mut out, name, &verdict);
     }
+    out.push_str(&permissions(facts, lacks));
     if !facts.notes.is_empty() {
         out.push_str("\nNotes\n");
         for note in &facts.notes {
             out.push_str(&format!("  - {note}\n"));
         }
+    }
+    out
+}
+
+fn some(items: Vec<String>) -> Option<String> {
+    (!items.is_empty()).then(|| items.join(", "))
+}
+
+/// What the agent may not do, and what would change that.
+fn permissions(facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
+    let lacks = match lacks {
+        Ok(lacks) => lacks,
+        Err(error) => return format!("\nPermissions could not be looked at: {error}\n"),
+    };
+    let mut wanted: BTreeSet<&str> =
+        lacks.iter().flat_map(|lack| lack.capabilities.iter().map(String::as_str)).collect();
+    if facts.notes.iter().any(|note| note.contains("permission denied")) {
+        wanted.insert("CAP_DAC_READ_SEARCH");
+    }
+    if wanted.is_empty() {
+        return String::new();
+    }
+    let mut out = "\nMissing permissions\n".to_owned();
+    for lack in lacks {
+        out.push_str(&format!(
+            "  {:<14} {}: {}\n",
+            lack.sampler,
+            lack.path.display(),
+            lack.error.to_lowercase()
+        ));
+    }
+    if lacks.is_empty() {
+        out.push_str("  detection      see the notes\n");
+    }
+    let wanted = wanted.into_iter().collect::<Vec<_>>().join(" ");
+    if rustix::process::geteuid().is_root() {
+        out.push_str(&format!(
+            "It is root here, but without all its rights. Give its unit, or its container, {wanted}; a pod that\n\
+             reads the kernel's log needs privileged: true.\n"
+        ));
+    } else {
+        let program = std::env::current_exe()
+            .map_or_else(|_| "controlplane-exporter".to_owned(), |exe| exe.display().to_string());
+        out.push_str(&format!(
+            "Run it as root:\n  sudo {program}\n\
+             or, where a unit runs it as another user, put this into its section [Service]:\n  \
+             AmbientCapabilities={wanted}\n"
+        ));
     }
     out
 }

@@ -13,6 +13,7 @@
 //! `host` finds out what the node is and hands each sampler what it needs. ARCHITECTURE.md is the
 //! map with the reasons.
 
+pub mod access;
 pub mod catalog;
 pub mod child;
 pub mod config;
@@ -36,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use config::{Config, ConfigError, Flags};
+use config::{Config, Flags};
 use host::{Facts, Host, Overrides};
 use scheduler::Scheduler;
 use self_metrics::Statuses;
@@ -46,6 +47,9 @@ use store::Store;
 const DETECT_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a look may take before the agent goes on without it.
 const DETECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long reading the configuration file again may take.
+const READ_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What detection in a child process is asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,6 +78,15 @@ pub fn run_detect() -> std::io::Result<()> {
     child::answer(|question: DetectQuestion| {
         host::detect(&Host::at(question.rootfs), &question.overrides)
     })
+}
+
+/// The child's side of a reload: reads the configuration file it is asked for.
+///
+/// # Errors
+///
+/// When the question cannot be read or answered.
+pub fn run_read_config() -> std::io::Result<()> {
+    child::answer(|file: PathBuf| config::read(&file).map_err(|error| error.to_string()))
 }
 
 /// What makes the agent read its configuration again, or stop.
@@ -121,12 +134,20 @@ pub async fn run(
     started();
 
     let mut scheduler = Scheduler::new(Arc::clone(&store));
-    let slot = child::Slot::default();
+    let (slot, files) = (child::Slot::default(), child::Slot::default());
     let mut known: Option<Arc<Facts>> = None;
     let mut answer: Option<web::Reload> = None;
+    let mut blind = false;
     loop {
-        match detect(&slot, &config).await {
+        let detected = tokio::select! {
+            detected = detect(&slot, &config) => detected,
+            _ = signals.stop.wait_for(|stop| *stop) => break,
+        };
+        match detected {
             Ok(found) => {
+                if std::mem::take(&mut blind) {
+                    tracing::info!("this node can be looked at again");
+                }
                 let changed = known.as_deref() != Some(&found);
                 if changed {
                     log_facts(known.as_deref(), &found);
@@ -135,7 +156,12 @@ pub async fn run(
                     known = Some(found);
                 }
             }
-            Err(error) => tracing::warn!(%error, "this node cannot be looked at"),
+            // Said once: a disk that hangs would say it every minute.
+            Err(error) if !blind => {
+                tracing::warn!(%error, "this node cannot be looked at");
+                blind = true;
+            }
+            Err(_) => {}
         }
         let facts = known.as_deref().cloned().unwrap_or_default();
         scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts));
@@ -148,7 +174,11 @@ pub async fn run(
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
         let Some(request) = reload else { continue };
-        match reread(&config, &flags) {
+        let read = tokio::select! {
+            read = reread(&files, &config, &flags) => read,
+            _ = signals.stop.wait_for(|stop| *stop) => break,
+        };
+        match read {
             Ok(new) => {
                 tracing::info!("configuration read again");
                 store.statuses().reloaded(true);
@@ -156,10 +186,10 @@ pub async fn run(
                 answer = Some(request);
             }
             Err(error) => {
-                tracing::error!(%error, "the configuration is wrong; the old one stays");
+                tracing::error!(error, "the configuration is wrong; the old one stays");
                 store.statuses().reloaded(false);
                 store.touch();
-                reply(request, Err(error.to_string()));
+                reply(request, Err(error));
             }
         }
     }
@@ -174,9 +204,18 @@ fn reply(to: oneshot::Sender<Result<(), String>>, what: Result<(), String>) {
     drop(to.send(what));
 }
 
-/// Reads the configuration again. Where it listens and how it logs is fixed at the start.
-fn reread(old: &Config, flags: &Flags) -> Result<Config, ConfigError> {
-    let new = Config::load(flags)?;
+/// Reads the configuration again, its file in a child process: the disk may be sick. Where the agent
+/// listens and how it logs is fixed at the start.
+async fn reread(slot: &child::Slot, old: &Config, flags: &Flags) -> Result<Config, String> {
+    let text = match &flags.file {
+        None => None,
+        Some(file) => {
+            let read = slot.ask::<Result<String, String>>(&["config-file"], file, READ_DEADLINE);
+            let read = read.await.map_err(|error| format!("{}: {error}", file.display()))?;
+            Some(read?)
+        }
+    };
+    let new = Config::load_text(flags, text.as_deref()).map_err(|error| error.to_string())?;
     if new.web != old.web || new.log != old.log || new.path != old.path {
         tracing::warn!("changes of web, log and path need a restart");
     }

@@ -67,6 +67,12 @@ enum Command {
     /// Look at one path's filesystem for the agent that started this process
     #[command(hide = true)]
     Statfs,
+    /// Read the configuration file for the agent that started this process
+    #[command(hide = true)]
+    ConfigFile,
+    /// Try permissions for the agent that started this process
+    #[command(hide = true)]
+    Access,
     /// Read files for the agent that started this process
     #[command(hide = true)]
     Read,
@@ -79,6 +85,8 @@ fn main() -> ExitCode {
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
         Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
+        Some(Command::ConfigFile) => agent::run_read_config().map_err(Into::into),
+        Some(Command::Access) => agent::access::run_access().map_err(Into::into),
         Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
         Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),
@@ -131,13 +139,19 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn inspect(config: &Config) -> anyhow::Result<()> {
     let runtime = runtime()?;
-    let detect = async { agent::detect(&agent::child::Slot::default(), config).await };
-    let facts = runtime.block_on(detect).context("looking at this node")?;
-    print(&agent::inspect::report(config, &facts))
+    let (facts, lacks) = runtime.block_on(async {
+        let facts = agent::detect(&agent::child::Slot::default(), config)
+            .await
+            .context("looking at this node")?;
+        let lacks = agent::access::lacking(config, &facts).await;
+        anyhow::Ok((facts, lacks.map_err(|error| error.to_string())))
+    })?;
+    print(&agent::inspect::report(config, &facts, lacks.as_deref().map_err(String::as_str)))
 }
 
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     start_log(&config.log);
+    log_panics();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let mut listeners = Vec::new();
@@ -194,6 +208,14 @@ fn start_log(log: &config::Log) {
             )
             .init(),
     }
+}
+
+/// A panic is a line of the log like any other, in the log's format.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, what = panic.payload_as_str(), "panicked");
+    }));
 }
 
 /// SIGTERM and SIGINT stop the agent; SIGHUP reads the configuration again.

@@ -76,6 +76,7 @@ impl Scheduler {
             };
             match (def.build)(options, host) {
                 Ok(Build::Run(driver)) => {
+                    self.store.statuses().runs(name, options.interval);
                     let (stop, stopped) = watch::channel(false);
                     let run = Run {
                         name,
@@ -98,6 +99,7 @@ impl Scheduler {
                 }
             }
         }
+        self.store.statuses().planned();
         self.store.touch();
     }
 }
@@ -133,8 +135,6 @@ impl Run {
         if *stopped.borrow() {
             return;
         }
-        let statuses = Arc::clone(self.store.statuses());
-        statuses.runs(self.name, self.options.interval);
         // Samplers that start together would touch the same disk and bus at the same moment for
         // ever; the first wait is short, so that the first scrape shows something.
         let first =
@@ -172,8 +172,9 @@ impl Run {
             ended
         } else {
             let what = format!("the run has not ended within {deadline:?}");
-            tracing::warn!(sampler = self.name, "{what}");
-            statuses.overdue(self.name, &what);
+            if statuses.overdue(self.name, &what) != Some(false) {
+                tracing::warn!(sampler = self.name, reason = "deadline", error = what, "failing");
+            }
             self.store.touch();
             run.await
         };
@@ -189,8 +190,9 @@ impl Run {
                 Some(driver)
             }
             Err(error) => {
-                statuses.end(self.name, None, None, true);
-                tracing::error!(sampler = self.name, %error, "a run panicked");
+                if statuses.end(self.name, None, None, true) != Some(false) {
+                    tracing::warn!(sampler = self.name, reason = "panic", %error, "failing");
+                }
                 self.store.touch();
                 None
             }

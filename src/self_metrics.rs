@@ -147,6 +147,8 @@ impl Default for Status {
 pub struct Statuses {
     samplers: Mutex<BTreeMap<&'static str, Status>>,
     reload_failed: std::sync::atomic::AtomicBool,
+    /// Every sampler has been told to run or to rest.
+    planned: std::sync::atomic::AtomicBool,
 }
 
 impl Statuses {
@@ -175,19 +177,24 @@ impl Statuses {
         });
     }
 
+    /// Every sampler has been told to run or to rest: from now on a silent one is a late one.
+    pub fn planned(&self) {
+        self.planned.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// A run starts.
     pub fn begin(&self, sampler: &'static str) {
         self.with(sampler, |s| s.inflight = Some(Instant::now()));
     }
 
-    /// The run in flight has passed its deadline.
-    pub fn overdue(&self, sampler: &'static str, what: &str) {
+    /// The run in flight has passed its deadline; returns the sampler's `up` before.
+    pub fn overdue(&self, sampler: &'static str, what: &str) -> Option<bool> {
         self.with(sampler, |s| {
             s.late = true;
-            s.up = Some(false);
             what.clone_into(&mut s.why);
             *s.failures.entry("deadline").or_default() += 1;
-        });
+            s.up.replace(false)
+        })
     }
 
     /// The run has ended; returns the sampler's `up` before.
@@ -249,7 +256,8 @@ impl Statuses {
     /// Whether every sampler that runs has ended a first run, or is late with it.
     pub fn first_round_done(&self) -> bool {
         let samplers = self.samplers.lock().unwrap_or_else(PoisonError::into_inner);
-        !samplers.is_empty() && samplers.values().all(|s| s.interval.is_zero() || s.settled())
+        self.planned.load(std::sync::atomic::Ordering::Relaxed)
+            && samplers.values().all(Status::settled)
     }
 
     /// The figures of this page.

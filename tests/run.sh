@@ -3,7 +3,6 @@
 #
 #   tests/run.sh         everything of `make test`
 #   tests/run.sh lint    formatting, clippy, licences
-#   tests/run.sh long    what takes too long for every change
 set -uo pipefail
 cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
@@ -28,7 +27,6 @@ lint() {
 
 case ${1:-all} in
   lint) lint ;;
-  long) group long cargo test --locked --test it -- --ignored --test-threads=1 ;;
   all)
     lint
     group build cargo test --locked --no-run
@@ -38,7 +36,7 @@ case ${1:-all} in
       if [ "$module" != lab ]; then group "it $module" cargo test --locked --test it -- "$module::"; fi
     done
     ;;
-  *) echo "usage: tests/run.sh [lint|long]" >&2; exit 2 ;;
+  *) echo "usage: tests/run.sh [lint]" >&2; exit 2 ;;
 esac
 
 printf '\n%s\n' "${table[@]}"

@@ -1,7 +1,7 @@
 //! Where an etcd listens: `https://host:port`, `http://host:port`, or a Unix socket.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use tonic::transport::Uri;
@@ -61,7 +61,12 @@ impl Address {
             _ => return Err(wrong()),
         };
         let authority = uri.authority().ok_or_else(wrong)?;
-        let host = authority.host().trim_matches(['[', ']']);
+        let host = authority.host();
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(ip) if ip.parse::<Ipv6Addr>().is_ok() => ip,
+            None if !host.contains(['[', ']']) => host,
+            _ => return Err(wrong()),
+        };
         let rest = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, port)| port);
         let port = match rest.rsplit_once(':') {
             Some((_, port)) => port.parse().map_err(|_| wrong())?,
@@ -130,6 +135,7 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn urls_and_sockets_are_understood() {
@@ -173,9 +179,31 @@ mod tests {
             "unix://socket:1",
             "unix:socket",
             "//h:1",
+            "https://h[0]:1",
+            "https://[h]:1",
         ] {
             let error = Address::parse(text).unwrap_err();
             assert!(error.contains("use https://"), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_that_reads_back_as_itself_or_is_refused(
+            text in "(https?://|unixs?:)?[\\[\\]a-f0-9:./@?#% é-]{0,30}",
+        ) {
+            if let Ok(address) = Address::parse(&text) {
+                prop_assert_eq!(Address::parse(&address.to_string()), Ok(address));
+            }
+        }
+
+        #[test]
+        fn every_ip_address_is_understood(ip: IpAddr, port: u16, tls: bool) {
+            let scheme = if tls { "https" } else { "http" };
+            let url = format!("{scheme}://{}", std::net::SocketAddr::new(ip, port));
+            let address = Address::parse(&url).unwrap();
+            prop_assert_eq!(&address, &Address::Tcp { tls, host: ip.to_string(), port });
+            prop_assert_eq!(address.to_string(), url);
         }
     }
 }

@@ -25,6 +25,14 @@ pub struct Failure {
     pub answered: bool,
 }
 
+impl Failure {
+    /// There was no answer within `after`.
+    pub fn late(after: Duration) -> Self {
+        let text = format!("no answer within {after:?}");
+        Self { reason: Reason::Timeout, text, answered: false }
+    }
+}
+
 /// What a call came to.
 pub type Answer<T> = Result<T, Failure>;
 
@@ -98,6 +106,11 @@ impl Client {
         &self.address
     }
 
+    /// How long a call may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Drops the connection, so that the next call makes a new one. After a time-out the old one may
     /// be dead without a word, and without keepalive it would stay so for minutes.
     pub async fn reset(&self) {
@@ -135,11 +148,7 @@ impl Client {
         match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(failure(&error)),
-            Err(_) => Err(Failure {
-                reason: Reason::Timeout,
-                text: format!("no answer within {:?}", self.timeout),
-                answered: false,
-            }),
+            Err(_) => Err(Failure::late(self.timeout)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A server that says what no healthy etcd says, for tests: HTTP/2 with answers written by hand.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +10,8 @@ use axum::body::Bytes;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 
 /// What a call comes to: a message, or code and text of an error.
 pub(crate) type Said = Result<Vec<u8>, (u8, &'static str)>;
@@ -22,21 +24,41 @@ pub(crate) async fn serve(answer: impl Fn(&str, &[u8]) -> Said + Send + Sync + '
     let answer = Arc::new(answer);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = Arc::clone(&answer);
-            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let answer = Arc::clone(&answer);
-                async move {
-                    let call = request.uri().path().rsplit('/').next().unwrap().to_owned();
-                    let body = axum::body::Body::new(request.into_body());
-                    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-                    Ok::<_, Infallible>(response(answer(&call, &body[5..])))
-                }
-            });
-            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+            talk(stream, Arc::clone(&answer));
         }
     });
     url
+}
+
+/// The same on a Unix socket.
+pub(crate) fn serve_socket(
+    path: &Path,
+    answer: impl Fn(&str, &[u8]) -> Said + Send + Sync + 'static,
+) {
+    let listener = UnixListener::bind(path).unwrap();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            talk(stream, Arc::clone(&answer));
+        }
+    });
+}
+
+fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    answer: Arc<impl Fn(&str, &[u8]) -> Said + Send + Sync + 'static>,
+) {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let answer = Arc::clone(&answer);
+        async move {
+            let call = request.uri().path().rsplit('/').next().unwrap().to_owned();
+            let body = axum::body::Body::new(request.into_body());
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            Ok::<_, Infallible>(response(answer(&call, &body[5..])))
+        }
+    });
+    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
 }
 
 fn response(said: Said) -> Response<Frames> {

@@ -2,7 +2,7 @@
 //!
 //! They lie on the disk that the agent watches, and a read of a sick disk can hang for ever. A child
 //! that hangs costs nothing; the content of the last good read goes on being used, as it does when
-//! a file vanishes or is half-written. One read serves all connections that start within a second.
+//! a file vanishes or is half-written. One read serves all connections that start together.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ use crate::sample::SampleError;
 const FILE_BYTES: u64 = 1 << 20;
 /// How long the child may take; less than a connection may.
 const READ_DEADLINE: Duration = Duration::from_secs(1);
-/// How long one read serves.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long one read serves: for connections that start in the same run, and no longer, so that new
+/// files are in use at the next one.
+const FRESH: Duration = Duration::from_millis(200);
 
 /// A file as it crosses the pipe: its text, or errno and text of the error.
 type Content = Result<String, Fault>;
@@ -48,14 +49,18 @@ fn read_all(paths: &[PathBuf]) -> Vec<Content> {
 
 fn read_one(path: &Path) -> Content {
     let fault = |error: &io::Error| Fault { errno: error.raw_os_error(), text: error.to_string() };
+    let useless = |text: String| Err(Fault { errno: None, text });
     let file = std::fs::File::open(path).map_err(|error| fault(&error))?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
     if bytes.len() as u64 > FILE_BYTES {
-        return Err(Fault { errno: None, text: format!("is longer than {FILE_BYTES} bytes") });
+        return useless(format!("is longer than {FILE_BYTES} bytes"));
+    }
+    if bytes.is_empty() {
+        return useless("is empty".into());
     }
     // The error holds the bytes, which may be a key: it must not be printed.
-    String::from_utf8(bytes).map_err(|_| Fault { errno: None, text: "is no PEM text".into() })
+    String::from_utf8(bytes).or_else(|_| useless("is no PEM text".into()))
 }
 
 /// Who reads.
@@ -82,23 +87,27 @@ impl Reader {
 #[derive(Debug, Clone)]
 pub struct Problem {
     path: PathBuf,
-    errno: Option<i32>,
+    /// The key of the configuration that sets another file.
+    key: &'static str,
+    /// The kind of error, unless it is the content that is wrong.
+    kind: Option<io::ErrorKind>,
     what: String,
 }
 
 impl Problem {
     /// As a failed part of a run.
     pub fn to_error(&self) -> SampleError {
-        match self.errno {
-            Some(errno) => SampleError::read(&self.path, io::Error::from_raw_os_error(errno)),
-            None => SampleError::parse(&self.path, &self.what),
+        let what = format!("{} ({})", self.what, self.key);
+        match self.kind {
+            Some(kind) => SampleError::read(&self.path, io::Error::new(kind, what)),
+            None => SampleError::parse(&self.path, what),
         }
     }
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.what)
+        write!(f, "{}: {} ({})", self.path.display(), self.what, self.key)
     }
 }
 
@@ -173,26 +182,28 @@ impl TlsFiles {
 
     async fn refresh(&self, state: &mut State) -> Result<(), Problem> {
         let Some(ca) = &self.ca else {
-            return Err(Problem {
-                path: "ca_file".into(),
-                errno: None,
-                what: "is not set, and an https endpoint needs it".into(),
-            });
+            let kind = Some(io::ErrorKind::NotFound);
+            let what = "none is set or found, and an https endpoint needs one";
+            return Err(Problem { kind, path: "the CA".into(), ..self.at(Which::Ca, what) });
         };
         let mut paths = vec![ca.clone()];
         if let Some((cert, key)) = &self.own {
             paths.extend([cert.clone(), key.clone()]);
         }
-        let contents = self.reader.read(&paths).await.map_err(|what| self.at(Which::Ca, &what))?;
+        // Which of them holds the child up cannot be told.
+        let contents = self.reader.read(&paths).await.map_err(|error| {
+            self.at(Which::Ca, &format!("it and the files beside it were not read: {error}"))
+        })?;
         if contents.len() != paths.len() {
             return Err(self.at(Which::Ca, "the child process answered nonsense"));
         }
         let mut texts = Vec::new();
-        for (path, content) in paths.iter().zip(contents) {
+        for (which, content) in [Which::Ca, Which::Cert, Which::Key].into_iter().zip(contents) {
             match content {
                 Ok(text) => texts.push(text),
                 Err(Fault { errno, text }) => {
-                    return Err(Problem { path: path.clone(), errno, what: text });
+                    let kind = errno.map(|errno| io::Error::from_raw_os_error(errno).kind());
+                    return Err(Problem { kind, ..self.at(which, &text) });
                 }
             }
         }
@@ -208,12 +219,13 @@ impl TlsFiles {
     }
 
     fn at(&self, which: Which, what: &str) -> Problem {
-        let path = match (which, &self.own) {
-            (Which::Cert, Some((cert, _))) => Some(cert),
-            (Which::Key, Some((_, key))) => Some(key),
-            _ => self.ca.as_ref(),
+        let (key, path) = match (which, &self.own) {
+            (Which::Cert, Some((cert, _))) => ("cert_file", Some(cert)),
+            (Which::Key, Some((_, key))) => ("key_file", Some(key)),
+            _ => ("ca_file", self.ca.as_ref()),
         };
-        Problem { path: path.cloned().unwrap_or_default(), errno: None, what: what.to_owned() }
+        let path = path.cloned().unwrap_or_default();
+        Problem { path, key, kind: None, what: what.to_owned() }
     }
 
     /// Reads in this process: the test program has no command `read`.
@@ -244,30 +256,93 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(dir.join("ca.crt"), &pem).unwrap();
         std::fs::write(dir.join("c.crt"), &pem).unwrap();
         std::fs::write(dir.join("c.key"), key.serialize_pem()).unwrap();
         let file = |name: &str| Some(PathBuf::from("/").join(name));
-        TlsFiles::new(&Host::at(dir), file("c.crt"), file("c.crt"), file("c.key")).read_here()
+        TlsFiles::new(&Host::at(dir), file("ca.crt"), file("c.crt"), file("c.key")).read_here()
     }
 
     #[tokio::test]
-    async fn a_file_that_is_missing_from_the_start_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = files(dir.path());
-        std::fs::remove_file(dir.path().join("c.key")).unwrap();
-        let problem = files.config().await.unwrap_err();
-        assert!(problem.to_string().contains("/c.key: No such file"), "{problem}");
+    async fn a_file_that_cannot_be_used_is_named_with_its_key_and_what_is_wrong_with_it() {
+        type Spoil = fn(&Path);
+        let cases: [(&str, Spoil, &str, &str); 8] = [
+            (
+                "c.key",
+                |path| std::fs::remove_file(path).unwrap(),
+                "not_found",
+                "reading /c.key: No such file or directory (os error 2) (key_file)",
+            ),
+            (
+                "c.crt",
+                |path| {
+                    std::fs::remove_file(path).unwrap();
+                    std::fs::create_dir(path).unwrap();
+                },
+                "read",
+                "reading /c.crt: Is a directory (os error 21) (cert_file)",
+            ),
+            (
+                "ca.crt",
+                |path| std::fs::write(path, "").unwrap(),
+                "parse",
+                "parsing /ca.crt: is empty (ca_file)",
+            ),
+            (
+                "ca.crt",
+                |path| std::fs::write(path, b"\xff\xfe").unwrap(),
+                "parse",
+                "parsing /ca.crt: is no PEM text (ca_file)",
+            ),
+            (
+                "c.crt",
+                |path| std::fs::write(path, "a certificate").unwrap(),
+                "parse",
+                "parsing /c.crt: holds no certificate in PEM form (cert_file)",
+            ),
+            (
+                "c.crt",
+                |path| {
+                    let text = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+                    std::fs::write(path, text).unwrap();
+                },
+                "parse",
+                "parsing /c.crt: holds no certificate that can be used: BadEncoding (cert_file)",
+            ),
+            (
+                "c.key",
+                |path| std::fs::write(path, "a key").unwrap(),
+                "parse",
+                "parsing /c.key: holds no private key without a passphrase in PEM form: nothing of \
+                 the kind in it (key_file)",
+            ),
+            (
+                "c.key",
+                |path| {
+                    let other = rcgen::KeyPair::generate().unwrap();
+                    std::fs::write(path, other.serialize_pem()).unwrap();
+                },
+                "parse",
+                "parsing /c.key: the key is not that of the client certificate (key_file)",
+            ),
+        ];
+        for (file, spoil, reason, text) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let files = files(dir.path());
+            spoil(&dir.path().join(file));
+            let problem = files.config().await.unwrap_err();
+            let root = dir.path().display().to_string();
+            assert_eq!(problem.to_error().to_string().replace(&root, ""), text);
+            assert_eq!(problem.to_error().reason(), reason, "{text}");
+            assert!(text.ends_with(&problem.to_string().replace(&root, "")), "{problem}");
+        }
+        let none = TlsFiles::new(&Host::at("/"), None, None, None).read_here();
+        let problem = none.config().await.unwrap_err();
         assert_eq!(problem.to_error().reason(), "not_found");
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_no_pem_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = files(dir.path());
-        std::fs::write(dir.path().join("c.crt"), b"\xff\xfe").unwrap();
-        let problem = files.config().await.unwrap_err();
-        assert!(problem.to_string().ends_with("/c.crt: is no PEM text"), "{problem}");
-        assert_eq!(problem.to_error().reason(), "parse");
+        assert_eq!(
+            problem.to_string(),
+            "the CA: none is set or found, and an https endpoint needs one (ca_file)"
+        );
     }
 
     #[tokio::test]

@@ -39,7 +39,7 @@ fn bad(which: Which, what: impl Into<String>) -> Bad {
 pub fn client_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig, Bad> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca, Which::Ca)? {
-        roots.add(certificate).map_err(|error| bad(Which::Ca, format!("no usable CA: {error}")))?;
+        roots.add(certificate).map_err(|error| bad(Which::Ca, useless(&error)))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -57,7 +57,7 @@ pub fn client_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig
                 rustls::Error::InconsistentKeys(_) => {
                     bad(Which::Key, "the key is not that of the client certificate")
                 }
-                error => bad(Which::Cert, error.to_string()),
+                error => bad(Which::Cert, useless(&error)),
             })?
         }
     };
@@ -76,6 +76,15 @@ fn certificates(text: &str, which: Which) -> Result<Vec<CertificateDer<'static>>
     }
 }
 
+fn useless(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(why) => {
+            format!("holds no certificate that can be used: {why:?}")
+        }
+        error => format!("holds no certificate that can be used: {error}"),
+    }
+}
+
 /// The error without its data, which may be a piece of a key.
 fn no_pem(wanted: &str, error: &pem::Error) -> String {
     let why = match error {
@@ -91,6 +100,7 @@ fn no_pem(wanted: &str, error: &pem::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn pair() -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
@@ -126,6 +136,40 @@ mod tests {
             let error = client_config(ca, own).unwrap_err();
             assert_eq!(error.which, which, "{}", error.what);
             assert!(error.what.contains(what) && !error.what.contains("secret"), "{}", error.what);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(
+            begin in "(-----BEGIN (CERTIFICATE|PRIVATE KEY|RSA PRIVATE KEY|X)-----\n)?",
+            body in any::<String>(),
+            base64 in "[A-Za-z0-9+/=\n]{0,200}",
+            end in "(\n-----END (CERTIFICATE|PRIVATE KEY|X)-----\n)?",
+        ) {
+            let (cert, key) = pair();
+            for text in [format!("{begin}{base64}{end}"), format!("{begin}{body}{end}")] {
+                drop(client_config(&text, None));
+                drop(client_config(&cert, Some((&text, &key))));
+                drop(client_config(&cert, Some((&cert, &text))));
+            }
+        }
+
+        #[test]
+        fn a_file_that_is_cut_or_damaged_anywhere_is_refused_or_works(at: usize, byte in 0_u8..128) {
+            let (cert, key) = pair();
+            let damage = |text: &str| {
+                let at = at % text.len();
+                let mut bytes = text.as_bytes().to_vec();
+                bytes[at] = byte;
+                (text[..at].to_owned(), String::from_utf8(bytes).unwrap())
+            };
+            let (cut, damaged) = damage(&cert);
+            drop(client_config(&cut, None));
+            drop(client_config(&damaged, Some((&damaged, &key))));
+            let (cut, damaged) = damage(&key);
+            drop(client_config(&cert, Some((&cert, &cut))));
+            drop(client_config(&cert, Some((&cert, &damaged))));
         }
     }
 }

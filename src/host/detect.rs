@@ -92,7 +92,7 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
     Facts {
         hostname: hostname(&probe),
         boot_time: boot_time(&probe),
-        datastore: place(&probe, &installations),
+        datastore: place(&probe, overrides, &installations),
         installations,
         notes: probe.into_notes(),
     }
@@ -217,9 +217,21 @@ fn boot_time(probe: &Probe) -> Option<u64> {
 }
 
 /// Where the files of the first local datastore lie.
-fn place(probe: &Probe, installations: &[Installation]) -> Option<DatastorePlace> {
-    let (found, folder) =
-        installations.iter().find_map(|found| Some((found, found.datastore_dir.as_ref()?)))?;
+fn place(
+    probe: &Probe,
+    overrides: &Overrides,
+    installations: &[Installation],
+) -> Option<DatastorePlace> {
+    let Some((found, folder)) =
+        installations.iter().find_map(|found| Some((found, found.datastore_dir.as_ref()?)))
+    else {
+        if overrides.devices.is_some() {
+            probe.note(
+                "host.devices is not used: no datastore was found; set host.datastore_dir".into(),
+            );
+        }
+        return None;
+    };
     let mounts = match Mounts::read(probe.host) {
         Ok(mounts) => mounts,
         Err(error) => {
@@ -233,10 +245,14 @@ fn place(probe: &Probe, installations: &[Installation]) -> Option<DatastorePlace
     let path = synced_path(probe, &mounts, found, folder);
     let resolved = probe.host.resolve(&path).unwrap_or_else(|_| path.clone());
     let mount = mounts.holder(&resolved)?;
-    let chain = devices::chain(probe.host, &mounts, mount);
+    let chain = match &overrides.devices {
+        Some(told) => devices::told(probe.host, told),
+        None => devices::chain(probe.host, &mounts, mount),
+    };
     if chain.devices.is_empty() {
         probe.note(format!(
-            "the block devices under {} are unknown: it lies on {} ({})",
+            "the block devices under {} are unknown: it lies on {} ({}); `host.devices` in the \
+             configuration can name them",
             path.display(),
             mount.fstype,
             mount.source

@@ -37,6 +37,23 @@ pub fn chain_of_path(host: &Host, mounts: &Mounts, path: &Path) -> Chain {
     holder.map(|mount| chain(host, mounts, mount)).unwrap_or_default()
 }
 
+/// The chain that the configuration names. Its disks are those that `/sys` shows with nothing below
+/// them; where it shows none of them so, all.
+pub fn told(host: &Host, devices: &[String]) -> Chain {
+    let is_whole = |name: &&String| {
+        let name = name.replace('/', "!");
+        device_folder(host, &format!("/sys/class/block/{name}")).is_some_and(|folder| {
+            !host.path(folder.join("partition")).exists()
+                && names(host, &folder.join("slaves")).unwrap_or_default().is_empty()
+        })
+    };
+    let mut disks: Vec<String> = devices.iter().filter(is_whole).cloned().collect();
+    if disks.is_empty() {
+        disks = devices.to_vec();
+    }
+    Chain { devices: devices.to_vec(), disks }
+}
+
 /// Adds the devices of a mount; whether any was found.
 fn descend_mount(
     host: &Host,

@@ -360,6 +360,22 @@ fn overrides_replace_what_was_found() {
 }
 
 #[test]
+fn overridden_devices_replace_the_chain_and_sys_tells_which_are_whole_disks() {
+    let chain = |case: &str, names: &[&str]| {
+        let devices = Some(chain_of(names));
+        let facts = detect(&host(case), &Overrides { devices, ..Overrides::default() });
+        facts.datastore.map(|place| (place.chain, place.disks))
+    };
+    let lvm = chain("lvm-on-partition", &["dm-0", "sda2", "sda"]).unwrap();
+    assert_eq!(lvm, (chain_of(&["dm-0", "sda2", "sda"]), chain_of(&["sda"])));
+    let unknown = chain("lvm-on-partition", &["nvme9n1"]).unwrap();
+    assert_eq!(unknown, (chain_of(&["nvme9n1"]), chain_of(&["nvme9n1"])), "not in /sys");
+    let partition = chain("k3s-etcd", &["vda1"]).unwrap();
+    assert_eq!(partition.1, chain_of(&["vda1"]), "none is whole: all of them");
+    assert_eq!(chain("empty", &["sda"]), None);
+}
+
+#[test]
 fn an_overridden_data_directory_moves_everything_below_it() {
     let overrides = Overrides { data_dir: path("/srv/k3s"), ..Overrides::default() };
     let facts = detect(&host("two-traces"), &overrides);

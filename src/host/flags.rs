@@ -107,4 +107,21 @@ mod tests {
         let text = "# BEGIN ANSIBLE MANAGED BLOCK\n--a=1\n\n  --b='2 3'\n# --a=4\n";
         assert_eq!(words_of_file(text), ["--a=1", "--b=2 3"]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_arguments_are_survived(args in proptest::collection::vec(".{0,12}|-{0,3}[a-z=]{0,6}", 0..9)) {
+            let flags = Flags::parse(&args);
+            proptest::prop_assert!(flags.0.len() <= args.len());
+            proptest::prop_assert!(flags.0.iter().all(|(name, _)| !name.starts_with('-')));
+        }
+
+        #[test]
+        fn what_is_quoted_stays_one_word(words in proptest::collection::vec("[^'\\\\]{0,9}", 0..6), junk in ".{0,60}") {
+            let line = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+            proptest::prop_assert_eq!(split_words(&line), words);
+            split_words(&junk);
+            words_of_file(&junk);
+        }
+    }
 }

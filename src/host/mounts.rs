@@ -265,5 +265,32 @@ mod tests {
             let mounts = parse(&bytes);
             prop_assert_eq!(mounts.iter().count() + mounts.skipped(), lines);
         }
+
+        #[test]
+        fn a_line_of_the_kernel_comes_back_whole(
+            place in proptest::collection::vec(1u8.., 0..40),
+            source in proptest::collection::vec(1u8.., 1..40),
+            tags in proptest::collection::vec("(shared|master):[0-9]{1,3}", 0..3),
+            major: u32,
+            minor: u32,
+        ) {
+            let escaped = |bytes: &[u8]| -> Vec<u8> {
+                bytes.iter().flat_map(|byte| match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                    other => vec![*other],
+                }).collect()
+            };
+            let mut line = format!("1 2 {major}:{minor} / /").into_bytes();
+            line.extend(escaped(&place));
+            line.extend(format!(" rw {} - ext4 ", tags.join(" ")).replace("  ", " ").into_bytes());
+            line.extend(escaped(&source));
+            line.extend(b" rw\n");
+            let mounts = parse(&line);
+            prop_assert_eq!(mounts.skipped(), 0);
+            let mount = mounts.iter().next().unwrap();
+            prop_assert_eq!(&mount.mount_point.as_os_str().as_bytes()[1..], &place[..]);
+            prop_assert_eq!(&mount.source, &String::from_utf8_lossy(&source));
+            prop_assert_eq!(mount.majmin, Some((major, minor)));
+        }
     }
 }

@@ -31,9 +31,15 @@ pub struct Overrides {
     /// The Unix socket of kine or k8s-dqlite.
     pub kine_socket: Option<PathBuf>,
     /// Names (`comm`) of the processes that write the datastore.
+    #[serde(deserialize_with = "crate::config::optional_list")]
     pub processes: Option<Vec<String>>,
     /// Directories of images and containers.
+    #[serde(deserialize_with = "crate::config::optional_list")]
     pub container_dirs: Option<Vec<PathBuf>>,
+    /// Kernel names of the block devices under the datastore, from the mounted one down to the
+    /// whole disks: `[dm-0, sda]`.
+    #[serde(deserialize_with = "crate::config::optional_list")]
+    pub devices: Option<Vec<String>>,
 }
 
 impl Overrides {

@@ -187,4 +187,21 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_much(text in r"([a-z]|[:{}\[\],&*!|>'%@~?#-]|\n| |\t|\PC){0,60}|.{0,60}") {
+            if let Err(error) = Node::parse(&text) {
+                proptest::prop_assert!(error.contains("line"), "{error}");
+            }
+        }
+
+        #[test]
+        fn a_quoted_text_comes_back_whole(key in "[a-z]{1,9}", text in r"\PC{0,40}") {
+            let quoted = text.replace('\'', "''");
+            let node = Node::parse(&format!("x:\n- {key}: '{quoted}'\n")).unwrap();
+            let item = &node.get("x").unwrap().items()[0];
+            proptest::prop_assert_eq!(item.get(&key), Some(&Node::Text(text)));
+        }
+    }
 }

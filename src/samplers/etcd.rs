@@ -30,14 +30,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Access, Address, Answer, Client, Settings, TlsFiles, covers};
+use crate::etcd::{Access, Address, Answer, Client, Failure, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 use compaction::Hint;
 use history::History;
-use members::{MAX_MEMBERS, Member, Roster, hex};
+use members::{Member, Roster, hex};
 use metrics::{
     ALARM, COMPACT_REVISION, DB_IN_USE, DB_SIZE, EXPECTED, HAS_LEADER, IS_LEADER, IS_LEARNER,
     LEADER_CHANGES, MEMBER, QUOTA, QUOTA_SOURCE, RAFT_APPLIED, RAFT_INDEX, RAFT_TERM, REVISION, UP,
@@ -143,7 +143,11 @@ impl Local {
             let compaction = match status.answer.as_ref().map(StatusResponse::header) {
                 Ok(Some(header)) => {
                     let (cluster, member) = (header.cluster_id(), header.member_id());
-                    Some(compaction::find(client, hint, cluster, member, header.revision()).await)
+                    let find = compaction::find(client, hint, cluster, member, header.revision());
+                    // Many reads of a slow member take no longer than one call, status included.
+                    let left = client.timeout().saturating_sub(status.took);
+                    let found = tokio::time::timeout(left, find).await;
+                    Some(found.unwrap_or_else(|_| Err(Failure::late(client.timeout()))))
                 }
                 _ => None,
             };
@@ -291,7 +295,8 @@ impl Etcd {
     }
 
     fn export_alarms(&mut self, errors: &[String], own: u64, out: &mut Batch) {
-        let raised = alarms::parse(errors);
+        let (raised, left_out) = alarms::parse(errors);
+        out.dropped(left_out);
         let listed = self.roster.iter().flat_map(|roster| &roster.members).map(|member| member.id);
         for id in listed.chain([own]).collect::<std::collections::BTreeSet<_>>() {
             for kind in alarms::KINDS {
@@ -299,7 +304,7 @@ impl Etcd {
             }
         }
         let unlisted = |id| id != own && self.roster.as_ref().is_none_or(|r| r.find(id).is_none());
-        for (id, kind) in raised.iter().take(MAX_MEMBERS) {
+        for (id, kind) in &raised {
             if unlisted(*id) || !alarms::KINDS.contains(kind) {
                 out.push(&ALARM, [&hex(*id), kind], true);
             }
@@ -379,6 +384,7 @@ impl AsyncSampler for Etcd {
 
 #[cfg(test)]
 mod tests {
+    use super::members::MAX_MEMBERS;
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
     use crate::host::{Distribution, Host, Installation};
@@ -507,10 +513,56 @@ mod tests {
         });
         let out = run(&url.await).await;
         assert_eq!(out.value(&metrics::LISTED, []), Some(5_000.0));
+        let name = "x".repeat(crate::sample::LABEL_BYTES);
+        assert_eq!(out.value(&MEMBER, [&name, "1", "4d", "3.6.4"]), Some(1.0));
         assert_eq!(out.series(&metrics::PEER), MAX_MEMBERS - 1);
         assert_eq!(out.series(&ALARM), 2 * MAX_MEMBERS);
         assert_eq!(out.series(&VOTERS_REACHABLE), 0, "not all were asked");
         assert!(out.dropped_count() > 0);
+    }
+
+    #[tokio::test]
+    async fn garbage_among_the_errors_of_a_status_raises_no_alarm_and_a_flood_of_them_is_cut() {
+        let errors = |errors: Vec<Vec<u8>>| {
+            fake::serve(move |call, _| match call {
+                "Status" => Ok(errors.iter().fold(status(), |s, text| s.bytes(8, text)).done()),
+                _ => Ok(from_member(1).done()),
+            })
+        };
+        let digits = "9".repeat(1 << 20);
+        let garbage = ["\x01 memberID: alarm:", "", "alarm:NOSPACE memberID:1", &digits];
+        let garbage = garbage.map(|text| text.as_bytes().to_vec()).to_vec();
+        let out = run(&errors(garbage).await).await;
+        assert_eq!(out.value(&ALARM, ["1", "NOSPACE"]), Some(0.0));
+        assert_eq!((out.series(&ALARM), out.reasons()), (2, vec![]));
+
+        let flood = (1..50_000).map(|id| format!("memberID:{id} alarm:NOSPACE ").into_bytes());
+        let mut out = run(&errors(flood.collect()).await).await;
+        assert_eq!(out.value(&ALARM, ["1", "NOSPACE"]), Some(1.0));
+        assert!((100..=200).contains(&out.series(&ALARM)), "{}", out.series(&ALARM));
+        assert!(out.take_events().len() < 1_000);
+
+        // Text that is no UTF-8 makes the whole status unreadable, and that is a failure.
+        let out = run(&errors(vec![vec![0xff, 0xfe]]).await).await;
+        assert_eq!(out.series(&HAS_LEADER), 0);
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["status", "other"]), Some(1.0));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_search_that_a_slow_member_draws_out_ends_with_the_other_calls() {
+        let url = fake::serve(|call, _| {
+            std::thread::sleep(Duration::from_millis(20));
+            let header = Message::default().number(1, 77).number(2, 1).number(3, 1 << 50);
+            let answer = Message::default().message(1, header);
+            Ok(if call == "Status" { answer.number(4, 1).done() } else { answer.done() })
+        });
+        let url = url.await;
+        let started = std::time::Instant::now();
+        let out = run(&url).await;
+        // Fifty reads would take a second, and a call may take 0.3 s.
+        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+        assert_eq!((out.value(&UP, []), out.value(&HAS_LEADER, [])), (Some(1.0), Some(1.0)));
+        assert_eq!((out.series(&COMPACT_REVISION), out.reasons()), (0, vec!["call"]));
     }
 
     #[tokio::test]

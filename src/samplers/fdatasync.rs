@@ -142,6 +142,12 @@ struct Options {
     paths: Vec<PathBuf>,
 }
 
+/// The host directories in which each probe may create its file: one of them is enough.
+pub fn directories(options: &crate::sampler::Options, facts: &Facts) -> Vec<Vec<PathBuf>> {
+    let own: Options = options.parse().unwrap_or_default();
+    place::targets(&own.paths, facts).into_iter().map(|target| target.directories).collect()
+}
+
 fn check(paths: &[PathBuf]) -> Result<(), OptionsError> {
     if paths.len() > MAX_PATHS {
         let what = format!("at most {MAX_PATHS} paths, each is probed by a process of its own");

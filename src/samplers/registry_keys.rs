@@ -3,7 +3,7 @@
 //!
 //! Asks the server for counts only; no key crosses the wire, whatever their number. Works through
 //! etcd, and through the socket of kine or k8s-dqlite. A count costs etcd 0.4 µs per key, during
-//! which writers wait, so: one count at a time; the first round at once, later ones spread over
+//! which writers wait, so: one count at a time, and a pause after one that was given up; the first round at once, later ones spread over
 //! half the interval; above 20,000 keys in many small requests; and a prefix is counted again only
 //! after 500 times as long as its last count took.
 //!
@@ -221,6 +221,8 @@ struct RegistryKeys {
     interval: Duration,
     timeout: Duration,
     resources: Vec<Resource>,
+    /// The server may still be at a count that was given up.
+    busy_until: Option<Instant>,
     /// A round has ended, so that nobody waits for first figures.
     warm: bool,
 }
@@ -242,6 +244,7 @@ impl RegistryKeys {
             interval,
             timeout,
             resources: prefixes.into_iter().map(|(n, p)| Resource::new(n, p)).collect(),
+            busy_until: None,
             warm: false,
         }
     }
@@ -262,7 +265,7 @@ impl RegistryKeys {
         let client = &self.clients[self.current];
         let mut counter = Counter { client, consistency: &mut self.consistency };
         let answer = tokio::time::timeout(self.timeout, counter.count(&mut resource.ranges)).await;
-        let (keys, is_etcd) = answer.unwrap_or_else(|_| Err(late(self.timeout)))?;
+        let (keys, is_etcd) = answer.unwrap_or_else(|_| Err(Failure::late(self.timeout)))?;
         resource.counted(keys, started);
         if is_etcd && keys > SHARD_ABOVE || resource.ranges.0.len() > 1 {
             let refined =
@@ -293,50 +296,45 @@ impl RegistryKeys {
     }
 }
 
-fn late(after: Duration) -> Failure {
-    let text = format!("no answer within {after:?}");
-    Failure { reason: Reason::Timeout, text, answered: false }
-}
-
 #[async_trait]
 impl AsyncSampler for RegistryKeys {
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let due = self.due();
         let rounds = u32::try_from(due.len()).unwrap_or(1).max(1);
         let pace = if self.warm { self.interval / 2 / rounds } else { Duration::ZERO };
         let mut down = false;
         for (turn, i) in (0..).zip(due) {
-            if !down && turn > 0 {
-                tokio::time::sleep_until(started + pace * turn).await;
-                // Slow counts must not make the run pass its deadline; who was not asked comes first next.
-                if started.elapsed() > self.interval * 3 / 4 {
-                    break;
-                }
+            let start = self.busy_until.unwrap_or(started).max(started + pace * turn);
+            // Slow counts must not make the run pass its deadline; who was not asked comes first next.
+            let waits = turn > 0 || start > started;
+            if waits && start.max(Instant::now()) > started + self.interval * 3 / 4 {
+                break;
             }
-            if down {
-                self.resources[i].keys = None;
-                continue;
-            }
+            tokio::time::sleep_until(start.into()).await;
             let Err(failure) = self.count(i).await else { continue };
             self.resources[i].keys = None;
-            let slow = failure.reason == Reason::Timeout && self.lives().await;
-            down = !failure.answered && !slow;
-            if slow {
-                self.resources[i].too_slow(self.interval);
-            }
             let what = format!("counting {}", self.resources[i].prefix);
             out.fail(self.error(&what, &failure));
+            let slow = failure.reason == Reason::Timeout && self.lives().await;
+            if slow {
+                self.resources[i].too_slow(self.interval);
+                // The server goes on counting although nobody waits; it gets as long again.
+                self.busy_until = Some(Instant::now() + self.timeout);
+            }
+            down = !failure.answered && !slow;
             if down {
-                self.clients[self.current].reset().await;
+                break;
             }
         }
         if down {
+            self.clients[self.current].reset().await;
             self.current = (self.current + 1) % self.clients.len();
         }
         self.warm = self.warm || !down;
         for resource in &self.resources {
-            if let Some(keys) = resource.keys {
+            // What a server that is down said last is not told on, not even of those that rest.
+            if let Some(keys) = resource.keys.filter(|_| !down) {
                 out.push(&KEYS, [&resource.name], keys);
             }
             if let Some(when) = resource.last_success {
@@ -355,6 +353,7 @@ mod tests {
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
     use crate::host::{Distribution, Host};
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(n, p)| ((*n).to_owned(), (*p).to_owned())).collect()
@@ -458,6 +457,116 @@ mod tests {
         }
         assert_eq!(refusals.load(std::sync::atomic::Ordering::Relaxed), 1);
         assert!(sampler.resources.iter().all(|r| r.ranges.0.len() == 1), "kine is never sharded");
+    }
+
+    /// When each count began, and the most that were under way at once.
+    #[derive(Default)]
+    struct Seen {
+        began: std::sync::Mutex<Vec<Instant>>,
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    /// A server that takes `slow` for pods and a moment for other counts, 7 each.
+    async fn counting(slow: Duration) -> (String, Arc<Seen>) {
+        let seen = Arc::new(Seen::default());
+        let shared = Arc::clone(&seen);
+        let url = fake::serve(move |_, request| {
+            let answer = Ok(from_member(1).number(4, 7).done());
+            // Field 9 of a range request: count only.
+            if !request.windows(2).any(|pair| pair == [0x48, 1]) {
+                return answer;
+            }
+            shared.began.lock().unwrap().push(Instant::now());
+            shared.most.fetch_max(shared.now.fetch_add(1, SeqCst) + 1, SeqCst);
+            let pods = request.windows(5).any(|word| word == b"/pods");
+            std::thread::sleep(if pods { slow } else { Duration::from_millis(2) });
+            shared.now.fetch_sub(1, SeqCst);
+            answer
+        });
+        (url.await, seen)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn the_first_round_is_at_once_and_later_ones_are_spread_over_half_the_interval() {
+        let (url, seen) = counting(Duration::from_millis(2)).await;
+        let mut sampler = sampler(&url);
+        sampler.interval = Duration::from_millis(2_200);
+        for (round, from, to) in [(0, 0, 800), (1, 1_000, 1_650)] {
+            sampler.resources.iter_mut().for_each(|r| r.rests_until = None);
+            let started = Instant::now();
+            let mut out = Batch::default();
+            sampler.sample(&mut out).await.unwrap();
+            let took = started.elapsed().as_millis();
+            assert!((from..to).contains(&took), "round {round} took {took} ms");
+            assert_eq!(out.series(&KEYS), PREFIXES.len());
+        }
+        let began = seen.began.lock().unwrap();
+        assert_eq!(began.len(), 2 * PREFIXES.len());
+        let second = &began[PREFIXES.len()..];
+        assert!(second.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(10)));
+        assert_eq!(seen.most.load(SeqCst), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn after_a_count_that_was_given_up_the_others_wait_until_the_server_is_done_with_it() {
+        let (url, seen) = counting(Duration::from_millis(600)).await;
+        let mut sampler = sampler(&url);
+        sampler.interval = Duration::from_secs(6);
+        sampler.timeout = Duration::from_millis(500);
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!((out.value(&KEYS, ["pods"]), out.reasons()), (None, vec!["timeout"]));
+        assert_eq!(out.series(&KEYS), PREFIXES.len() - 1, "the others are there");
+        assert_eq!(seen.most.load(SeqCst), 1, "two counts at once");
+
+        // With a short interval the pause reaches into the next run, which counts nothing then.
+        sampler.interval = Duration::from_millis(100);
+        sampler.busy_until = Some(Instant::now() + Duration::from_mins(1));
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!(out.series(&KEYS), PREFIXES.len() - 1);
+        assert_eq!(seen.began.lock().unwrap().len(), PREFIXES.len());
+    }
+
+    #[tokio::test]
+    async fn while_the_server_is_down_not_even_a_resting_count_is_told_and_then_it_is_again() {
+        let (url, _) = counting(Duration::ZERO).await;
+        let mut sampler = sampler(&url);
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        for resource in &mut sampler.resources[1..] {
+            resource.rests_until = Some(Instant::now() + Duration::from_mins(1));
+        }
+        let alive = std::mem::take(&mut sampler.clients);
+        let dead = Settings { endpoints: vec!["http://127.0.0.1:1".into()], ..Settings::default() };
+        let dead = dead.access(None, &Host::at("/")).unwrap().unwrap();
+        sampler.clients = Client::all(&dead, Duration::from_millis(200));
+        sampler.resources[0].rests_until = None;
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!((out.series(&KEYS), out.series(&SUCCESS)), (0, PREFIXES.len()));
+        assert_eq!(out.reasons(), ["call"]);
+        sampler.clients = alive;
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!(out.series(&KEYS), PREFIXES.len());
+    }
+
+    #[tokio::test]
+    async fn kine_on_its_socket_is_never_asked_for_a_serializable_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("kine.sock:2379");
+        fake::serve_socket(&socket, |_, request| {
+            assert!(!request.windows(2).any(|pair| pair == [0x38, 1]), "a serializable read");
+            let header = Message::default().number(3, 9);
+            Ok(Message::default().message(1, header).number(4, 3).done())
+        });
+        let mut sampler = sampler(socket.to_str().unwrap());
+        let mut out = Batch::default();
+        sampler.sample(&mut out).await.unwrap();
+        assert_eq!((out.series(&KEYS), out.reasons()), (PREFIXES.len(), vec![]));
+        assert_eq!(out.value(&KEYS, ["leases"]), Some(3.0));
     }
 
     #[tokio::test]

@@ -228,4 +228,58 @@ mod tests {
         assert!(accepts_gzip("gzip, deflate") && accepts_gzip("br;q=1.0, gzip;q=0.8"));
         assert!(!accepts_gzip("") && !accepts_gzip("deflate") && !accepts_gzip("gzip;q=0"));
     }
+
+    /// Reads the label values of one sample line back, as a scraper does.
+    fn labels_of(line: &str) -> Vec<String> {
+        let mut values = Vec::new();
+        let mut chars = line.chars();
+        while chars.by_ref().any(|c| c == '"') {
+            let mut value = String::new();
+            loop {
+                match chars.next().expect("a closing quote") {
+                    '"' => break,
+                    '\\' => value.push(match chars.next().expect("an escaped character") {
+                        'n' => '\n',
+                        c => c,
+                    }),
+                    c => value.push(c),
+                }
+            }
+            values.push(value);
+        }
+        values
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_asked_for_the_answer_has_a_known_content_type(
+            accept in r"(application/openmetrics-text|text/plain|\*/\*|[,;=]|q=|version=|escaping=|[0-9.]{1,5}|NaN|inf|-1|\PC){0,12}",
+            encoding in r"(gzip|\*|[,;=]|q=0|.){0,8}",
+        ) {
+            let known = [
+                "text/plain; version=0.0.4; charset=utf-8",
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ];
+            let found = Negotiated::from_accept(&accept).content_type();
+            let (bare, escaping) = found.split_once("; escaping=").unwrap_or((&found, "dots"));
+            proptest::prop_assert!(known.contains(&bare), "{}", found);
+            proptest::prop_assert!(["underscores", "dots", "values", "allow-utf-8"].contains(&escaping));
+            accepts_gzip(&encoding);
+        }
+
+        #[test]
+        fn a_label_value_comes_back_as_it_was(value in ".{0,60}|[\\\\\"n\n{},= ]{0,20}", other in ".{0,9}") {
+            let label = |name: &str, value: &str| model::LabelPair {
+                name: name.into(),
+                value: value.into(),
+                ..model::LabelPair::default()
+            };
+            let mut out = String::new();
+            let labels = [label("a", &value), label("b", &other)];
+            print_sample(&mut out, "m", "", &labels, None, 1.0).unwrap();
+            proptest::prop_assert_eq!(out.matches('\n').count(), 1, "one line: {}", out);
+            proptest::prop_assert!(out.starts_with("m{a=\"") && out.ends_with("} 1\n"), "{}", out);
+            proptest::prop_assert_eq!(labels_of(&out), [value, other]);
+        }
+    }
 }

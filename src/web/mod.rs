@@ -1,6 +1,7 @@
 //! HTTP: figures, status, health, reload. Every answer comes from memory.
 
 pub mod exposition;
+mod patience;
 mod status;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use axum::http::header::{
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
@@ -24,10 +26,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::host::Facts;
 use crate::store::Store;
 use exposition::{Format, Negotiated};
+use patience::Patience;
 
-/// A client that has not sent its request line and headers by then is cut off; so is an idle one.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// No request takes longer.
+/// A client that connects or begins a request, and has not sent all its headers by then, is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection without a request is closed after this; scrape intervals of minutes reuse theirs.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
+/// No request takes longer, and no client longer to take a part of its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// No more clients at a time.
 const CONNECTIONS: usize = 512;
@@ -81,16 +86,20 @@ impl App {
     }
 }
 
+/// The paths of all pages but the figures.
+pub const PAGES: [&str; 5] = ["/", "/api/v1/status", "/-/healthy", "/-/ready", "/-/reload"];
+
 /// All pages.
 pub fn router(app: App) -> Router {
     let path = app.telemetry_path.clone();
+    let [page, json, healthy, is_ready, reloads] = PAGES;
     Router::new()
-        .route("/", get(status::page))
         .route(&path, get(metrics))
-        .route("/api/v1/status", get(status::json))
-        .route("/-/healthy", get(async || "healthy\n"))
-        .route("/-/ready", get(ready))
-        .route("/-/reload", post(reload))
+        .route(page, get(status::page))
+        .route(json, get(status::json))
+        .route(healthy, get(async || "healthy\n"))
+        .route(is_ready, get(ready))
+        .route(reloads, post(reload))
         .with_state(app)
 }
 
@@ -188,11 +197,20 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
             continue;
         };
         let mut stop = stop.clone();
-        let service = TowerToHyperService::new(router.clone());
+        let unread = u32::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
+            tracing::debug!(%error, "a client that does not read may stay");
+        }
+        let (stream, begun) = Patience::new(stream, HEADER_TIMEOUT);
+        let pages = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |request| {
+            begun.done();
+            pages.call(request)
+        });
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
+                .header_read_timeout(IDLE_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
             // A client that goes away, or sends no HTTP, is nobody's news.
@@ -216,4 +234,21 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
     // Idle connections close at once; answers on their way get a moment.
     let all = room.acquire_many(u32::try_from(CONNECTIONS).unwrap_or(u32::MAX));
     drop(tokio::time::timeout(DRAIN, all).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_takes_too_long_is_answered_all_the_same() {
+        let slow = Router::new()
+            .route("/", get(std::future::pending::<()>))
+            .layer(axum::middleware::from_fn(bounded));
+        let request = axum::extract::Request::new(axum::body::Body::empty());
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT * 2, slow.oneshot(request)).await;
+        assert_eq!(answer.unwrap().unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+    }
 }

@@ -1,7 +1,9 @@
 //! The agent as a process: start, formats, reload, exit, and what it says when something is wrong.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -313,4 +315,304 @@ fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending
     assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
     TcpListener::bind(agent.address()).expect("the port is free at once");
     disk.release();
+}
+
+/// One request on a connection that stays open, and the status line of its answer.
+fn ask(stream: &mut TcpStream, path: &str) -> String {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"healthy\n") {
+        let mut part = [0; 1024];
+        let n = stream.read(&mut part).unwrap();
+        assert_ne!(n, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        answer.extend(&part[..n]);
+    }
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn who_does_not_end_a_request_is_cut_off_and_an_idle_connection_stays() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let connect = || {
+        let stream = TcpStream::connect(agent.address()).unwrap();
+        stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+        stream
+    };
+    let mut idle = connect();
+    assert_eq!(ask(&mut idle, "/-/healthy"), "HTTP/1.1 200 OK");
+    let half = b"GET /metrics HTTP/1.1\r\nHost: x\r\n";
+    let silent = connect();
+    let mut first = connect();
+    first.write_all(half).unwrap();
+    let mut second = connect();
+    ask(&mut second, "/-/healthy");
+    second.write_all(half).unwrap();
+    let started = Instant::now();
+    // One that sends a byte now and then must not buy time with it.
+    let mut dripping = connect();
+    while started.elapsed() < 9 * SECOND {
+        dripping.write_all(b"G").unwrap();
+        std::thread::sleep(SECOND / 4);
+    }
+    for (what, mut stream) in
+        [("silent", silent), ("half", first), ("half of a second", second), ("drips", dripping)]
+    {
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        stream.read_to_end(&mut rest).ok();
+        let after = started.elapsed();
+        assert!(after > 9 * SECOND && after < 14 * SECOND, "{what}: {after:?}");
+    }
+    std::thread::sleep((15 * SECOND).saturating_sub(started.elapsed()));
+    assert_eq!(ask(&mut idle, "/-/healthy"), "HTTP/1.1 200 OK");
+}
+
+/// What a line of `/proc/PID/status` says, in KiB.
+fn status_kib(agent: &Agent, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn memory_is_locked_where_that_is_safe_and_only_there() {
+    let _turn = lab::together();
+    lab::need_root("locking memory");
+    let agent = Agent::start("");
+    let locked = status_kib(&agent, "VmLck");
+    assert!(locked > 1024, "{locked} KiB: {}", agent.log());
+
+    // Without the right, and with a limit under which the lock would succeed and threads would fail.
+    let through = "prlimit --memlock=65536:65536 setpriv --bounding-set=-ipc_lock \
+                   --inh-caps=-ipc_lock --";
+    let through = through.split_whitespace().map(str::to_owned).collect();
+    let limited = Agent::start_with(Options { through, ..Options::default() });
+    let up = [("sampler", "exporter")];
+    limited.wait_value("controlplane_sampler_up", &up, 1.0, 10 * SECOND);
+    assert_eq!(status_kib(&limited, "VmLck"), 0);
+    assert_eq!(limited.log().matches("memory is not locked").count(), 1, "{}", limited.log());
+}
+
+#[test]
+fn a_sampler_that_fails_writes_one_line_and_one_when_it_works_again() {
+    let _turn = lab::together();
+    for format in ["logfmt", "json"] {
+        let root = lab::temp_dir("log");
+        let config = format!("log: {{format: {format}}}\nkernel: {{interval: 100ms}}");
+        let rootfs = Some(root.path().to_owned());
+        let agent = Agent::start_with(Options { config, rootfs, ..Options::default() });
+        let kernel = [("sampler", "kernel")];
+        let runs = "controlplane_sampler_runs_total";
+        agent.wait_until("many runs", runs, 20 * SECOND, |scrape| {
+            scrape.value(runs, &kernel).is_some_and(|n| n >= 25.0)
+        });
+        std::fs::create_dir(root.path().join("dev")).unwrap();
+        std::fs::write(root.path().join("dev/kmsg"), "").unwrap();
+        agent.wait_value("controlplane_sampler_up", &kernel, 1.0, 10 * SECOND);
+        std::thread::sleep(SECOND / 2);
+        let log = agent.log();
+        let lines: Vec<BTreeMap<String, String>> = log.lines().map(|l| fields(format, l)).collect();
+        for line in &lines {
+            for key in ["level", "message"] {
+                let known = line.contains_key(key) || line.contains_key("msg");
+                assert!(known, "{key} is missing in {line:?}");
+            }
+        }
+        let about =
+            |line: &&BTreeMap<String, String>| line.get("sampler").is_some_and(|s| s == "kernel");
+        let told: Vec<_> = lines.iter().filter(about).collect();
+        let message = |line: &BTreeMap<String, String>| {
+            line.get("message").or_else(|| line.get("msg")).cloned().unwrap_or_default()
+        };
+        assert_eq!(told.len(), 2, "{log}");
+        assert_eq!((message(told[0]), message(told[1])), ("failing".into(), "works again".into()));
+        assert_eq!(told[0].get("reason").map(String::as_str), Some("not_found"));
+        assert!(told[0]["error"].contains("dev/kmsg"), "{log}");
+    }
+}
+
+/// The fields of a log line; fails unless it is what its format says.
+fn fields(format: &str, line: &str) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    if format == "json" {
+        let json: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        for (key, value) in json {
+            fields.insert(key, value.as_str().map_or(value.to_string(), str::to_owned));
+        }
+        return fields;
+    }
+    let mut rest = line.trim_end();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=').unwrap_or_else(|| panic!("no logfmt: {line}"));
+        assert!(!key.contains([' ', '"']), "no logfmt: {line}");
+        let end = if after.starts_with('"') {
+            let mut escaped = false;
+            let close = after.char_indices().skip(1).find(|(_, c)| {
+                let closes = *c == '"' && !escaped;
+                escaped = *c == '\\' && !escaped;
+                closes
+            });
+            close.unwrap_or_else(|| panic!("an open quote: {line}")).0 + 1
+        } else {
+            after.find(' ').unwrap_or(after.len())
+        };
+        fields.insert(key.to_owned(), after[..end].trim_matches('"').to_owned());
+        rest = after[end..].trim_start_matches(' ');
+    }
+    fields
+}
+
+#[test]
+fn a_configuration_file_that_goes_bad_is_told_and_the_agent_goes_on() {
+    let _turn = lab::together();
+    let mut agent = Agent::start("exporter: {interval: 5s}");
+    let file = agent.config_file();
+    let reload = || http::request(agent.address(), "POST", "/-/reload", &[], 10 * SECOND).unwrap();
+    let refused = |what: &str| {
+        let answer = reload();
+        let text = answer.text();
+        assert_eq!((answer.status, text.lines().count()), (500, 1), "{text}");
+        assert!(text.contains(&format!("{}: ", file.display())) && text.contains(what), "{text}");
+    };
+    std::fs::write(&file, b"\x7fELF\0\xff\xfe").unwrap();
+    refused("no text");
+    std::fs::remove_file(&file).unwrap();
+    refused("No such file");
+    std::fs::create_dir(&file).unwrap();
+    refused("Is a directory");
+    std::fs::remove_dir(&file).unwrap();
+    // A file that nobody ever answers for, as on a disk that hangs.
+    lab::process::run("mkfifo", [file.to_str().unwrap()]);
+    refused("no answer within");
+    assert_eq!(agent.scrape().value(RELOAD_OK, &[]), Some(0.0));
+    let address = agent.address();
+    let waiting = std::thread::spawn(move || {
+        drop(http::request(address, "POST", "/-/reload", &[], 10 * SECOND));
+    });
+    std::thread::sleep(SECOND / 2);
+    assert_eq!(agent.stop(5 * SECOND).code(), Some(0), "in the middle of a reload");
+    waiting.join().unwrap();
+}
+
+#[test]
+fn reloads_at_once_switch_samplers_and_units_while_another_sampler_hangs() {
+    let _turn = lab::alone();
+    let folder = lab::temp_dir("reload");
+    let root = copied_fixture(folder.path());
+    let pipe = root.join("proc/diskstats");
+    std::fs::remove_file(&pipe).unwrap();
+    lab::process::run("mkfifo", [pipe.to_str().unwrap()]);
+    let mut agent = Agent::start_with(Options {
+        config: "fdatasync: {interval: 500ms, timeout: 100ms}\nsystemd: {units: [dbus.service]}"
+            .into(),
+        rootfs: Some(root),
+        ..Options::default()
+    });
+    let stuck = [("sampler", "fdatasync")];
+    let inflight = "controlplane_sampler_inflight_seconds";
+    agent.wait_until("a hung run", inflight, 10 * SECOND, |scrape| {
+        scrape.value(inflight, &stuck).is_some_and(|age| age > 1.0)
+    });
+    agent.write_config(
+        "fdatasync: {interval: 700ms, timeout: 100ms}\nsystemd: {units: [cron.service]}\n\
+         snap: {enabled: false}\nfilesystem: {enabled: false}",
+    );
+    let address = agent.address();
+    let reloads: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(move || {
+                http::request(address, "POST", "/-/reload", &[], 20 * SECOND).unwrap().status
+            })
+        })
+        .collect();
+    agent.signal(Signal::HUP);
+    for reload in reloads {
+        assert_eq!(reload.join().unwrap(), 200);
+    }
+    let state = "controlplane_sampler_state_info";
+    let off = |name: &str| [("sampler", name.to_owned()), ("state", "off".to_owned())];
+    let scrape = agent.scrape();
+    for name in ["snap", "filesystem"] {
+        let labels = off(name);
+        let labels = [(labels[0].0, &*labels[0].1), (labels[1].0, &*labels[1].1)];
+        assert_eq!(scrape.value(state, &labels), Some(1.0), "{name}");
+    }
+    assert_eq!(scrape.all("controlplane_filesystem_size_bytes", &[]).len(), 0);
+    assert!(
+        scrape.value(inflight, &stuck).is_some_and(|age| age > 1.0),
+        "the hung run is still shown, and no second one was started"
+    );
+    agent.write_config("filesystem: {interval: 3s}");
+    agent.signal(Signal::HUP);
+    agent.wait_value(INTERVAL, &[("sampler", "filesystem")], 3.0, 10 * SECOND);
+    agent.wait_value("controlplane_sampler_up", &[("sampler", "filesystem")], 1.0, 10 * SECOND);
+    assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
+}
+
+#[test]
+fn inspect_by_somebody_else_names_what_it_may_not_read_and_the_command_that_helps() {
+    let _turn = lab::together();
+    lab::need_root("becoming another user");
+    let folder = lab::temp_dir("inspect");
+    let root = copied_fixture(folder.path());
+    let program = folder.path().join("controlplane-exporter");
+    std::fs::copy(env!("CARGO_BIN_EXE_controlplane-exporter"), &program).unwrap();
+    std::fs::create_dir_all(root.join("dev")).unwrap();
+    std::fs::write(root.join("dev/kmsg"), "").unwrap();
+    let key = root.join("var/lib/rancher/k3s/server/tls/etcd/client.key");
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(folder.path(), 0o755);
+    mode(&key, 0o600);
+    mode(&root.join("dev/kmsg"), 0o600);
+    let inspect = |user: &str| {
+        let mut command = lab::process::bound_command(lab::program("setpriv"));
+        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+        command.arg(&program).args(["inspect", "--path.rootfs"]).arg(&root);
+        let output = lab::process::output(command, 20 * SECOND);
+        assert!(output.status.success(), "{}", output.stderr);
+        output.stdout
+    };
+    let text = inspect("65534");
+    for expected in [
+        "  kernel         no permission   see below\n",
+        "  kernel         /dev/kmsg: permission denied",
+        "  etcd           /var/lib/rancher/k3s/server/tls/etcd/client.key: permission denied",
+        "  fdatasync      /var/lib/rancher/k3s/server/db: permission denied",
+        &format!("\n  sudo {}\n", program.display()),
+        "AmbientCapabilities=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_SYSLOG\n",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing:\n{text}");
+    }
+    assert!(!text.contains("client.crt: permission"), "that one may be read:\n{text}");
+    let text = inspect("0");
+    assert!(!text.contains("permission"), "root may read all of it:\n{text}");
+}
+
+#[test]
+fn what_detection_could_not_read_is_on_the_page_and_in_inspect() {
+    let _turn = lab::together();
+    let folder = lab::temp_dir("notes");
+    let root = copied_fixture(folder.path());
+    let file = root.join("etc/rancher/k3s/config.yaml");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "token: [SECRET").unwrap();
+    let said = "/etc/rancher/k3s/config.yaml";
+    let text = agent(&["inspect", "--path.rootfs", root.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    let notes = text.split_once("\nNotes\n").unwrap_or_else(|| panic!("no notes:\n{text}")).1;
+    assert!(notes.contains(said), "{text}");
+    let agent = Agent::start_with(Options { rootfs: Some(root), ..Options::default() });
+    lab::wait_for("the note on the page", 10 * SECOND, || {
+        let page = agent.get("/")?.text();
+        let notes = page.split_once("Notes of detection").map(|(_, notes)| notes.to_owned());
+        notes.filter(|notes| notes.contains(said)).ok_or(page)
+    });
+    assert_eq!(agent.log().matches("detection").count(), agent.log().matches("note=").count());
+    for text in [text, agent.get("/").unwrap().text(), agent.log()] {
+        assert!(!text.contains("SECRET"), "{text}");
+    }
 }

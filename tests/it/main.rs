@@ -17,6 +17,7 @@ mod house;
 mod kernel;
 mod lab;
 mod lab_itself;
+mod node;
 mod registry_keys;
 mod shipped;
 mod snap;

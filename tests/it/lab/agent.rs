@@ -21,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) args: Vec<String>,
     /// Environment variables to set.
     pub(crate) env: Vec<(String, String)>,
+    /// A program that changes its own limits or rights and then becomes the agent, with arguments.
+    pub(crate) through: Vec<String>,
     /// Run in the process namespace of this process, for example a container's PID 1.
     pub(crate) inside: Option<u32>,
 }
@@ -62,7 +64,14 @@ impl Agent {
         let binary = env!("CARGO_BIN_EXE_controlplane-exporter");
         let mut command = match options.inside {
             Some(leader) => process::command_inside(leader, binary),
-            None => bound_command(binary),
+            None => match options.through.split_first() {
+                None => bound_command(binary),
+                Some((program, args)) => {
+                    let mut command = bound_command(super::program(program));
+                    command.args(args).arg(binary);
+                    command
+                }
+            },
         };
         command.arg(format!("--web.listen-address={address}"));
         if !options.config.is_empty() {
@@ -98,10 +107,15 @@ impl Agent {
         self.daemon.log()
     }
 
+    /// Where the configuration file is.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
     /// Replaces the configuration file; the agent reads it on SIGHUP.
     #[track_caller]
     pub(crate) fn write_config(&self, config: &str) {
-        std::fs::write(self.folder.path().join("config.yaml"), config).expect("the file");
+        std::fs::write(self.config_file(), config).expect("the file");
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -49,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) listen: Listen,
     /// `--quota-backend-bytes`.
     pub(crate) quota: Option<u64>,
+    /// Listen on `[::1]` beside 127.0.0.1, at the same port.
+    pub(crate) ipv6: bool,
     /// Further flags for every member.
     pub(crate) extra: Vec<String>,
     /// The server certificate, if not the good one.
@@ -131,12 +133,17 @@ impl Cluster {
         let cluster: Vec<String> =
             self.members.iter().enumerate().map(|(n, m)| format!("m{n}={}", peer(m))).collect();
         let client = self.client_url(i);
+        let listen = if self.options.ipv6 {
+            format!("{client},{}", client.replace("127.0.0.1", "[::1]"))
+        } else {
+            client.clone()
+        };
         let mut command = bound_command(self.version.binary("etcd"));
         command.current_dir(&member.folder).arg(format!("--name=m{i}")).args([
             "--data-dir=data".to_owned(),
             "--logger=zap".to_owned(),
             "--log-outputs=stderr".to_owned(),
-            format!("--listen-client-urls={client}"),
+            format!("--listen-client-urls={listen}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={}", peer(member)),
             format!("--initial-advertise-peer-urls={}", peer(member)),
