@@ -225,6 +225,8 @@ fn record_length(held: &[u8], at_end: bool) -> Option<usize> {
 mod tests {
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     struct Fixture {
@@ -350,5 +352,34 @@ mod tests {
         assert_eq!(log.open().unwrap(), Opened::Ring);
         assert_eq!(log.next().unwrap(), Next::End);
         assert_eq!(log.open().unwrap(), Opened::Same);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn however_a_file_grows_each_whole_record_is_read_once(
+            texts in proptest::collection::vec("[a-z;\\\\]{1,40}", 1..12),
+            cuts in proptest::collection::vec(0_usize..600, 0..6),
+        ) {
+            let records: Vec<_> = (1..).zip(texts).map(|(n, t)| format!("6,{n},2,-;{t}\n")).collect();
+            let whole = records.concat().into_bytes();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(whole.len())).collect();
+            cuts.sort_unstable();
+            cuts.push(whole.len());
+            let (mut f, mut from, mut read) = (Fixture::new(b""), 0, Vec::new());
+            for cut in cuts {
+                f.append(&whole[from..cut]);
+                from = cut;
+                read.extend(f.drain());
+            }
+            prop_assert_eq!(read, records);
+        }
+
+        #[test]
+        fn any_bytes_are_read_to_their_end(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+            let ends = bytes.split(|byte| *byte == b'\n').count() - 1;
+            prop_assert!(Fixture::new(&bytes).drain().len() <= ends);
+        }
     }
 }

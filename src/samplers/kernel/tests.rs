@@ -306,9 +306,8 @@ fn what_the_kernel_repeats_is_told_once_a_minute_for_each_device_and_counted_eac
     lines[30] = &other;
     let mut node = Node::new(log(&lines));
     let mut out = node.sample();
-    let second = |event: &Event| (event.time - BOOT as f64).floor().to_string();
-    let seconds: Vec<_> = events(&mut out).iter().map(second).collect();
-    assert_eq!(seconds, ["1", "31", "61", "121"]);
+    let seconds: Vec<_> = events(&mut out).iter().map(|e| e.time - BOOT as f64).collect();
+    assert_eq!(seconds, [1.0, 31.0, 61.0, 121.0]);
     assert_eq!(out.value(&EVENTS, ["block_io_error"]), Some(150.0));
     node.append(numbered(151, &[READ, READ]));
     assert_eq!(events(&mut node.sample()), [], "the next run still knows");
