@@ -103,6 +103,14 @@ impl Address {
         matches!(self, Self::Tcp { host, .. } if host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()))
     }
 
+    /// The TCP port.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { port, .. } => Some(*port),
+            Self::Unix { .. } => None,
+        }
+    }
+
     /// Whether it speaks TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tcp { tls: true, .. } | Self::Unix { tls: true, .. })

@@ -88,8 +88,8 @@ impl Roster {
     }
 
     /// The addresses at which `peer` itself can be expected. One that several members share
-    /// (a balancer, or `127.0.0.1:2379` as k0s lets every member say) or that is our own endpoint
-    /// tells nothing about a single member.
+    /// (a balancer, or `127.0.0.1:2379` as k0s lets every member say) or a loopback address with the
+    /// port of our own endpoint, whatever that is called, tells nothing about a single member.
     pub(super) fn own_addresses(&self, peer: &Member, local: &[&Address]) -> Vec<Address> {
         let mut holders: HashMap<&Address, usize> = HashMap::new();
         for member in &self.members {
@@ -100,7 +100,7 @@ impl Roster {
         let alone = |address: &&Address| {
             holders.get(address) == Some(&1)
                 && !address.is_unspecified()
-                && !(address.is_loopback() && local.contains(address))
+                && !(address.is_loopback() && local.iter().any(|own| own.port() == address.port()))
         };
         peer.addresses.iter().filter(alone).cloned().collect()
     }
@@ -171,7 +171,7 @@ mod tests {
         let k0s = "https://127.0.0.1:2379";
         let roster = Roster::new([member(1, "a", false, k0s), member(2, "b", false, k0s)], 1);
         assert_eq!(roster.own_addresses(&roster.members[1], &[]), []);
-        let local = Address::parse(k0s).unwrap();
+        let local = Address::parse("https://localhost:2379").unwrap();
         let roster = Roster::new(
             [
                 member(1, "a", false, "https://10.0.0.1:2379"),
@@ -184,5 +184,8 @@ mod tests {
         );
         let count = |i: usize| roster.own_addresses(&roster.members[i], &[&local]).len();
         assert_eq!([count(1), count(2), count(3), count(4)], [0, 1, 0, 1]);
+        // Another member's word for it does not make it ours, when we listen elsewhere.
+        let elsewhere = Address::parse("https://10.0.0.1:12379").unwrap();
+        assert_eq!(roster.own_addresses(&roster.members[1], &[&elsewhere]).len(), 1);
     }
 }
