@@ -551,7 +551,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_search_that_a_slow_member_draws_out_ends_with_the_other_calls() {
         let url = fake::serve(|call, _| {
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(20)));
             let header = Message::default().number(1, 77).number(2, 1).number(3, 1 << 50);
             let answer = Message::default().message(1, header);
             Ok(if call == "Status" { answer.number(4, 1).done() } else { answer.done() })

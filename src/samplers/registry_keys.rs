@@ -480,7 +480,8 @@ mod tests {
             shared.began.lock().unwrap().push(Instant::now());
             shared.most.fetch_max(shared.now.fetch_add(1, SeqCst) + 1, SeqCst);
             let pods = request.windows(5).any(|word| word == b"/pods");
-            std::thread::sleep(if pods { slow } else { Duration::from_millis(2) });
+            let takes = if pods { slow } else { Duration::from_millis(2) };
+            tokio::task::block_in_place(|| std::thread::sleep(takes));
             shared.now.fetch_sub(1, SeqCst);
             answer
         });
@@ -529,7 +530,7 @@ mod tests {
         assert_eq!(seen.began.lock().unwrap().len(), PREFIXES.len());
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
     async fn while_the_server_is_down_not_even_a_resting_count_is_told_and_then_it_is_again() {
         let (url, _) = counting(Duration::ZERO).await;
         let mut sampler = sampler(&url);
