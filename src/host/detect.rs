@@ -4,44 +4,15 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::found::{Found, Hint};
 use super::read::Probe;
 use super::{
     Datastore, DatastorePlace, Distribution, EtcdAccess, Facts, Host, Installation, Mounts,
-    Overrides, devices, etcd_process, k0s, kubeadm, rancher, snaps, talos, units,
+    Overrides, devices, etcd_process, k0s, kubeadm, rancher, snaps, talos,
 };
 
 /// Paths of evidence kept for each installation.
 const MAX_EVIDENCE: usize = 8;
-
-/// An installation, with what only the choice among several needs.
-pub(super) struct Found {
-    pub(super) installation: Installation,
-    /// Whether a unit of it starts at boot.
-    wanted: bool,
-    /// Client URLs that a plain etcd advertises.
-    advertised: Vec<String>,
-}
-
-impl Found {
-    pub(super) fn new(probe: &Probe, installation: Installation) -> Self {
-        let mut expected = installation.units.iter().filter(|unit| unit.expected);
-        let wanted = expected.any(|unit| units::enabled(probe, &unit.name));
-        Self { installation, wanted, advertised: Vec::new() }
-    }
-
-    pub(super) fn advertising(self, advertised: Vec<String>) -> Self {
-        Self { advertised, ..self }
-    }
-}
-
-/// What the configuration asks of one distribution.
-#[derive(Default)]
-pub(super) struct Hint {
-    /// The data directory to believe.
-    pub(super) data_dir: Option<PathBuf>,
-    /// Describe the distribution even without evidence.
-    pub(super) forced: bool,
-}
 
 type Detector = fn(&Probe, &Hint) -> Option<Found>;
 

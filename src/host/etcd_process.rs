@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::detect::Found;
 use super::etcd_settings::{EtcdSettings, known_variable};
+use super::found::Found;
 use super::processes::Process;
 use super::read::Probe;
 use super::units;

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::detect::{Found, Hint};
 use super::etcd_settings::{quota_bytes, split_urls};
 use super::flags::Flags;
+use super::found::{Found, Hint};
 use super::read::Probe;
 use super::units;
 use super::yaml::Node;

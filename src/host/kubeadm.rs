@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::detect::{Found, Hint};
 use super::etcd_settings::{EtcdSettings, split_urls};
 use super::flags::Flags;
+use super::found::{Found, Hint};
 use super::manifest::StaticPod;
 use super::processes::Process;
 use super::read::Probe;

@@ -13,6 +13,7 @@ mod etcd_process;
 mod etcd_settings;
 mod facts;
 mod flags;
+mod found;
 mod k0s;
 mod kubeadm;
 mod manifest;

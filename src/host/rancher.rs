@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::detect::{Found, Hint};
 use super::etcd_settings::{EtcdSettings, local_endpoints, quota_bytes, split_urls};
+use super::found::{Found, Hint};
 use super::manifest::StaticPod;
 use super::processes::Process;
 use super::rancher_config::{RancherConfig, known_variable};

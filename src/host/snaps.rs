@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::detect::{Found, Hint};
 use super::etcd_settings::{EtcdSettings, split_urls};
 use super::flags::{Flags, words_of_file};
+use super::found::{Found, Hint};
 use super::read::Probe;
 use super::yaml::Node;
 use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role, Unit};

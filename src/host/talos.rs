@@ -2,7 +2,7 @@
 //!
 //! Reads `/etc/os-release` and whether the control plane's manifests exist.
 
-use super::detect::{Found, Hint};
+use super::found::{Found, Hint};
 use super::read::Probe;
 use super::{Datastore, Distribution, EtcdAccess, Installation, Role};
 
