@@ -272,7 +272,6 @@ mod tests {
             let label = |name: &str, value: &str| model::LabelPair {
                 name: name.into(),
                 value: value.into(),
-                ..model::LabelPair::default()
             };
             let mut out = String::new();
             let labels = [label("a", &value), label("b", &other)];
