@@ -3,18 +3,20 @@
 //! Every key is optional. An unknown key, a bad value or an unreadable file is one error that names
 //! the file or variable, the key and the reason.
 
+mod values;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use config::{Value, ValueKind};
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
+
+pub use values::{duration, list, listen_addresses, optional_list};
 
 use crate::host;
 use crate::sampler::{Options, OptionsError, SamplerDef};
@@ -295,7 +297,7 @@ impl Config {
 }
 
 /// A section that is a plain struct.
-fn parse<T: Default + de::DeserializeOwned>(
+fn parse<T: Default + DeserializeOwned>(
     section: Option<serde_json::Value>,
     name: &str,
     origin: &str,
@@ -378,7 +380,7 @@ fn plain(origin: impl ToString, key: &str, what: impl ToString) -> ConfigError {
 ///
 /// When it cannot be read, is no text, or is too long to be one.
 pub fn read(file: &Path) -> Result<String, ConfigError> {
-    let wrong = |what: &dyn fmt::Display| plain(file.display(), "", what);
+    let wrong = |what: &dyn std::fmt::Display| plain(file.display(), "", what);
     let mut bytes = Vec::new();
     let file = File::open(file).map_err(|error| wrong(&error))?;
     file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(&error))?;
@@ -465,90 +467,6 @@ fn telemetry_path(path: &str) -> Result<(), String> {
         return Err(format!("{path} is another page; take for example /metrics"));
     }
     Ok(())
-}
-
-/// The socket addresses of a `--web.listen-address`: an empty host means every address, and
-/// `[::]` accepts IPv4 as well.
-///
-/// # Errors
-///
-/// A sentence that says what is wrong with it.
-pub fn listen_addresses(text: &str) -> Result<std::net::SocketAddr, String> {
-    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    std::net::SocketAddr::from_str(&full.replace("localhost:", "127.0.0.1:"))
-        .map_err(|_| format!("{text:?} is no address; use :10379, 127.0.0.1:10379 or [::1]:10379"))
-}
-
-/// A length of time with its unit: `500ms`, `15s`, `2m`.
-///
-/// # Errors
-///
-/// When it is no text, or no length of time.
-pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    struct Length;
-    impl Visitor<'_> for Length {
-        type Value = Duration;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a length of time with its unit, such as 500ms, 15s or 2m")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text)
-                .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
-        }
-    }
-    deserializer.deserialize_any(Length)
-}
-
-/// A list, or one text with commas, which is how a list is written in an environment variable.
-///
-/// # Errors
-///
-/// When it is neither, or an item is not of type `T`.
-pub fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct Items<T>(std::marker::PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list, or one text with commas")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            items.map(|item| T::deserialize(de::value::StrDeserializer::new(item))).collect()
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
-            let mut items = Vec::new();
-            while let Some(item) = seq.next_element()? {
-                items.push(item);
-            }
-            Ok(items)
-        }
-    }
-    deserializer.deserialize_any(Items(std::marker::PhantomData))
-}
-
-/// As [`list`]; null stands for none.
-///
-/// # Errors
-///
-/// Those of [`list`].
-pub fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    match Option::<serde_json::Value>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(value) => list(value).map(Some).map_err(de::Error::custom),
-    }
 }
 
 #[cfg(test)]
