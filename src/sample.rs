@@ -44,6 +44,17 @@ pub enum Value {
     Age(Age),
 }
 
+impl Value {
+    /// The number now: a distribution's count, an age's seconds.
+    pub fn as_number(&self) -> f64 {
+        match self {
+            Self::Number(number) => *number,
+            Self::Histogram(histogram) => histogram.count() as f64,
+            Self::Age(age) => age.elapsed().as_secs_f64(),
+        }
+    }
+}
+
 /// When something still in flight started; shared between who starts it and who renders it.
 #[derive(Debug, Clone, Default)]
 pub struct Age(Arc<AtomicU64>);
@@ -267,11 +278,7 @@ impl Batch {
 
     /// The number under these labels; for tests and for the status page.
     pub fn value<const N: usize>(&self, metric: &Metric<N>, labels: [&str; N]) -> Option<f64> {
-        self.find(metric, labels).map(|series| match &series.value {
-            Value::Number(number) => *number,
-            Value::Histogram(histogram) => histogram.count() as f64,
-            Value::Age(age) => age.elapsed().as_secs_f64(),
-        })
+        self.find(metric, labels).map(|series| series.value.as_number())
     }
 
     fn find<const N: usize>(&self, metric: &Metric<N>, labels: [&str; N]) -> Option<&Series> {

@@ -110,7 +110,7 @@ impl Store {
         self.current().iter().find_map(|(batch, fresh)| {
             let series = batch.all().iter().find(|s| s.metric == metric && s.labels == labels)?;
             let stays = || descs().find(|d| d.name == metric).is_some_and(|d| d.stays);
-            (*fresh || stays()).then(|| number(&series.value))
+            (*fresh || stays()).then(|| series.value.as_number())
         })
     }
 
@@ -147,14 +147,6 @@ impl Store {
 pub fn descs() -> impl Iterator<Item = &'static Desc> {
     let own = self_metrics::METRICS.iter();
     own.chain(samplers::ALL.iter().flat_map(|(_, def)| def.metrics))
-}
-
-fn number(value: &Value) -> f64 {
-    match value {
-        Value::Number(number) => *number,
-        Value::Histogram(histogram) => histogram.count() as f64,
-        Value::Age(age) => age.elapsed().as_secs_f64(),
-    }
 }
 
 impl Collector for Store {
@@ -212,9 +204,9 @@ fn encode_value(kind: Kind, value: &Value, metric: &mut MetricEncoder) -> std::f
             )
         }
         other if kind == Kind::Counter => {
-            metric.encode_counter::<NoLabelSet, f64, u64>(&number(other), None)
+            metric.encode_counter::<NoLabelSet, f64, u64>(&other.as_number(), None)
         }
-        other => metric.encode_gauge(&number(other)),
+        other => metric.encode_gauge(&other.as_number()),
     }
 }
 

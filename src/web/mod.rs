@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, VARY,
 };
-use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper::service::{Service, service_fn};
@@ -150,8 +150,7 @@ async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn reload(State(app): State<App>, method: Method) -> (StatusCode, String) {
-    debug_assert_eq!(method, Method::POST);
+async fn reload(State(app): State<App>) -> (StatusCode, String) {
     let (answer, answered) = oneshot::channel();
     if app.reload.send(answer).await.is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n".into());
