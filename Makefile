@@ -12,8 +12,9 @@ export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup-build: ## Install what a build needs: protoc, which etcd-client compiles its protocol with
-	@command -v protoc >/dev/null || { $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq protobuf-compiler; }
+setup-build: ## Install what a build needs: protoc and its files, with which etcd-client compiles its protocol
+	@dpkg-query -W protobuf-compiler libprotobuf-dev >/dev/null 2>&1 || \
+	  { $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq protobuf-compiler libprotobuf-dev; }
 
 setup: ## Install what the tests need
 	@tests/setup.sh

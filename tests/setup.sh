@@ -14,7 +14,7 @@ ROOT=bookworm-1              # suite of the container's root, and a number to ra
 ETCD34=bookworm ETCD35=trixie   # the Debian suites that carry these versions of etcd
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 PACKAGES=(
-  protobuf-compiler                              # etcd-client compiles its protos
+  protobuf-compiler libprotobuf-dev              # etcd-client compiles its protos, which import protobuf's own
   prometheus                                     # with promtool
   debootstrap debian-archive-keyring systemd-container dbus    # systemd as PID 1, busctl
   e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
