@@ -403,6 +403,15 @@ fn the_rule_tests_pass_with_both_generations_of_prometheus() {
     }
 }
 
+#[test]
+fn what_the_stock_rules_do_not_see_ours_do() {
+    let _turn = lab::together();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stock.test.yaml");
+    for program in promtools() {
+        promtool(&program, &["test", "rules"], std::slice::from_ref(&file));
+    }
+}
+
 /// A group of promtool tests: its name, and what it expects of each alert.
 struct Case {
     name: String,
