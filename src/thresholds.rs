@@ -170,6 +170,7 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneDiskSyncStuck", Critical, "sync in flight", Above, 30.0, Seconds, 0),
     at("ControlPlaneDatastoreThreadBlocked", Warning, "thread blocked in the kernel", Above, 5.0, Seconds, 0),
     at("ControlPlaneDatastoreThreadBlocked", Critical, "thread blocked in the kernel", Above, 30.0, Seconds, 0),
+    at("ControlPlaneDatastoreThreadBlocked", Critical, "for k3s, the sync in flight as well", Above, 5.0, Seconds, 0),
     at("ControlPlaneDiskSyncFailing", Critical, "time since the last failed sync", Below, 600.0, Seconds, 0),
     // kernel
     at("ControlPlaneKernelIOErrors", Critical, "time since the datastore device's last error", Below, 3600.0, Seconds, 0),
