@@ -74,7 +74,7 @@ struct Month {
     /// Whether its etcd answers.
     etcd: [Vec<bool>; NODES],
     /// When the node booted last.
-    boot: [Vec<u64>; NODES],
+    boot: [Vec<f64>; NODES],
     /// Which member leads.
     leader: Vec<usize>,
     term: Vec<u64>,
@@ -119,7 +119,9 @@ impl Month {
         let etcd: [Vec<bool>; NODES] =
             std::array::from_fn(|n| (0..STEPS).map(|s| !down(n, s) && !starts(n, s)).collect());
         let boot = std::array::from_fn(|n| {
-            (0..STEPS).map(|s| if seconds(s) < reboot(n) { 1 } else { reboot(n) + 60 }).collect()
+            (0..STEPS)
+                .map(|s| if seconds(s) < reboot(n) { -1e6 } else { (reboot(n) + 60) as f64 })
+                .collect()
         });
         let (mut leader, mut term) = (Vec::new(), Vec::new());
         let (mut now, mut count) = (0, 4);
@@ -194,7 +196,7 @@ impl Month {
         ));
         add(self.gauge(node, "controlplane_exporter_config_last_reload_successful", always(1.0)));
         add(self.gauge(node, "controlplane_exporter_node_boot_timestamp_seconds", |s| {
-            Some(self.boot[node][s] as f64)
+            Some(self.boot[node][s])
         }));
         for (sampler, interval) in
             [("etcd", 15), ("fdatasync", 5), ("kernel", 1), ("systemd", 5), ("registry_keys", 60)]
@@ -344,7 +346,7 @@ impl Month {
         add(self.gauge(
             node,
             "controlplane_kernel_event_last_timestamp_seconds{event=\"ext4_mounted\"}",
-            |s| Some(self.boot[node][s] as f64 + 5.0),
+            |s| Some(self.boot[node][s] + 5.0),
         ));
 
         // The unit
