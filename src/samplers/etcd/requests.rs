@@ -9,8 +9,9 @@ use crate::sample::{Batch, Histogram};
 
 use super::metrics::{REQUEST_DURATION, REQUEST_FAILURES, REQUEST_SUCCESS};
 
+/// With the limits of the alert on slow requests: between two bounds a quantile is a guess.
 const BUCKETS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.4, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// The calls, by the word in the label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,5 +98,13 @@ mod tests {
         assert_eq!(out.value(&REQUEST_FAILURES, ["member_list", "learner"]), Some(1.0));
         assert_eq!(out.series(&REQUEST_SUCCESS), 1);
         assert_eq!(out.series(&REQUEST_DURATION), 4);
+    }
+
+    #[test]
+    fn the_limits_of_the_alert_on_slow_requests_are_bounds() {
+        assert!(BUCKETS.is_sorted());
+        for limit in [0.1, 0.4] {
+            assert!(BUCKETS.contains(&limit), "{limit}");
+        }
     }
 }
