@@ -187,7 +187,7 @@ pub static TABLE: &[Threshold] = &[
     // filesystem
     at("ControlPlaneDatastoreSpaceLow", Warning, "space left", Below, 0.2, Share, 10),
     at("ControlPlaneDatastoreSpaceLow", Critical, "space left", Below, 0.1, Share, 5),
-    at("ControlPlaneDatastoreSpaceForecast", Warning, "space left", Below, 0.4, Share, 60),
+    at("ControlPlaneDatastoreSpaceForecast", Warning, "space left", Below, 0.4, Share, 180),
     at("ControlPlaneFilesystemSpaceLow", Warning, "space left", Below, 0.12, Share, 10),
     at("ControlPlaneFilesystemSpaceLow", Critical, "space left", Below, 0.08, Share, 5),
     at("ControlPlaneInodesLow", Warning, "inodes left", Below, 0.1, Share, 10),
