@@ -164,7 +164,7 @@ def build():
             describe("Automatic restarts by systemd. A slow crash loop shows here and nowhere else.",
                      rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
             [("sum by (%n, unit) (increase(@systemd_unit_restarts_total[24h]))", "{{instance}} {{unit}}")],
-            "short", none="systemd is not read here", floor=0, decimals=0,
+            "none", none="systemd is not read here", floor=0, decimals=0,
             thresholds=steps_of(limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
         ),
         rows_of(

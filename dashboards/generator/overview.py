@@ -146,7 +146,7 @@ def nodes():
         Column("Units not running", f"count by (%n) ({EXPECTED_NOT_RUNNING}) or 0 * {alive}",
                states={0: ("0", "transparent"), **{n: (str(n), RED) for n in range(1, 6)}}),
         Column("Restarts, 24 h", "max by (%n) (increase(@systemd_unit_restarts_total[24h]))", decimals=0,
-               unit="short", rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
+               rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
         Column("Sync p90, 15 min",
                "max by (%n) (histogram_quantile(0.9, sum by (%n, path, device, le)"
                " (rate(@fdatasync_duration_seconds_bucket[15m]))))",
