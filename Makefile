@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt golden docs bench setup setup-build
+.PHONY: help run test lint fmt golden docs dashboards bench setup setup-build
 
 OPTIONS ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -36,6 +36,10 @@ golden: ## Write the golden files anew; look at the difference before you commit
 
 docs: ## Write METRICS.md anew
 	cargo run --quiet --locked -- catalog > METRICS.md.new && mv METRICS.md.new METRICS.md
+
+dashboards: setup ## Write dashboards/ anew
+	PYTHONPATH="$${CONTROLPLANE_EXPORTER_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/controlplane-exporter-tests}/grafana-sdk" \
+	  python3 -B dashboards/generator dashboards
 
 bench: setup-build ## Time the hot paths
 	cargo bench --locked

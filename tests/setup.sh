@@ -10,6 +10,8 @@ set -euo pipefail
 
 CARGO_DENY=0.20.2
 PROMETHEUS_CLIENT=0.26.0
+GRAFANA_SDK=0.0.21            # exactly: other builds of it have higher numbers and make other boards
+ECHARTS=6.1.0                # draws the boards where no Grafana is
 ROOT=bookworm-1              # suite of the container's root, and a number to raise when its packages change
 ETCD34=bookworm ETCD35=trixie   # the Debian suites that carry these versions of etcd
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -19,6 +21,7 @@ PACKAGES=(
   debootstrap debian-archive-keyring systemd-container dbus    # systemd as PID 1, busctl
   e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
   iproute2 strace procps
+  chromium fonts-dejavu-core                     # draws pages
 )
 
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
@@ -48,6 +51,8 @@ missing_packages() {
   for package in "${PACKAGES[@]}"; do
     grep -qx "ii *$package" <<< "$known" || echo "$package"
   done
+  # Whoever has Node.js from elsewhere has npm with it, and Debian's would not go beside it.
+  command -v npm > /dev/null || echo npm
 }
 
 # A daemon's package starts the daemon where systemd runs; the tests start their own, on their own ports.
@@ -131,6 +136,25 @@ install_python() {
   mv "$target.new" "$target"
 }
 
+install_grafana_sdk() {
+  local target=$cache/grafana-sdk-$GRAFANA_SDK
+  rm -rf "$target" "$target.new"
+  say "pip install grafana-foundation-sdk $GRAFANA_SDK"
+  logged grafana-sdk python3 -m pip install --disable-pip-version-check --no-input --no-deps \
+    --target "$target.new" "grafana-foundation-sdk==$GRAFANA_SDK"
+  mv "$target.new" "$target"
+}
+
+install_echarts() {
+  local target=$cache/echarts-$ECHARTS
+  rm -rf "$target" "$target.new"; mkdir -p "$target.new"
+  say "npm pack echarts $ECHARTS"
+  logged echarts npm pack --silent --pack-destination "$target.new" "echarts@$ECHARTS"
+  tar -xzf "$target.new/echarts-$ECHARTS.tgz" -C "$target.new" --strip-components=2 package/dist/echarts.min.js
+  rm "$target.new/echarts-$ECHARTS.tgz"
+  mv "$target.new" "$target"
+}
+
 # Unoptimised: it is built in a third of the time, and checks this tree in two seconds all the same.
 install_cargo_deny() {
   local target=$cache/cargo-deny-$CARGO_DENY
@@ -152,6 +176,8 @@ missing=$(missing_packages | tr '\n' ' ')
 if [ -n "${missing// }" ]; then timed packages install_packages; fi
 if [ ! -d "$cache/etcd-$ETCD34" ] || [ ! -d "$cache/etcd-$ETCD35" ]; then timed etcd install_etcd; fi
 if [ ! -d "$cache/python-prometheus-client-$PROMETHEUS_CLIENT" ]; then timed prometheus_client install_python; fi
+if [ ! -d "$cache/grafana-sdk-$GRAFANA_SDK" ]; then timed "Grafana's SDK" install_grafana_sdk; fi
+if [ ! -d "$cache/echarts-$ECHARTS" ]; then timed echarts install_echarts; fi
 if [ ! -d "$cache/root-$ROOT" ]; then timed "container root" install_root; fi
 if [ ! -d "$cache/cargo-deny-$CARGO_DENY" ]; then timed cargo-deny install_cargo_deny; fi
 
@@ -161,6 +187,8 @@ links() {
   ln -sfnT "etcd-$ETCD35" "$cache/etcd-3.5"
   ln -sfnT "root-$ROOT" "$cache/root"
   ln -sfnT "python-prometheus-client-$PROMETHEUS_CLIENT" "$cache/python"
+  ln -sfnT "grafana-sdk-$GRAFANA_SDK" "$cache/grafana-sdk"
+  ln -sfnT "echarts-$ECHARTS" "$cache/echarts"
   ln -sfnT "cargo-deny-$CARGO_DENY" "$cache/cargo-deny"
 }
 links

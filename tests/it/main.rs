@@ -10,6 +10,7 @@
 )]
 
 mod alerts;
+mod dashboards;
 mod etcd;
 mod fdatasync;
 mod filesystem;

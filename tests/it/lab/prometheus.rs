@@ -58,6 +58,20 @@ impl Prometheus {
         self.address
     }
 
+    /// `data.result` of the answer of the HTTP API; fails with Prometheus' words when it is refused.
+    #[track_caller]
+    pub(crate) fn api(&self, call: &str, arguments: &[(&str, &str)]) -> serde_json::Value {
+        let arguments =
+            arguments.iter().map(|(key, value)| format!("{key}={}", percent_encode(value)));
+        let path = format!("/api/v1/{call}?{}", arguments.collect::<Vec<_>>().join("&"));
+        let response = http::get(self.address, &path).unwrap_or_else(|error| panic!("{error}"));
+        let text = response.text();
+        assert_eq!(response.status, 200, "{path}: {text}");
+        let mut answer: serde_json::Value =
+            serde_json::from_str(&text).expect("JSON of Prometheus");
+        answer["data"]["result"].take()
+    }
+
     /// The answer to an instant query; fails with Prometheus' words when it is refused.
     #[track_caller]
     pub(crate) fn query(&self, expression: &str) -> Vec<Series> {

@@ -1,0 +1,371 @@
+"""One node: what happened first. Every panel of the upper part has the same time at the same place."""
+
+from parts import (
+    AGENT_SILENT, ETCD_STATE, EXPECTED_NOT_RUNNING, STATES, Board, Column, appeared, describe, distribution,
+    first_of, lanes, limits, lines, rows_of, steps_of,
+)  # fmt: skip
+
+ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly"
+ALIVE = "group by (%n) (@exporter_build_info)"
+UNIT = "%n, unit"
+
+
+def some(*codes):
+    return {code: STATES[code] for code in codes}
+
+
+def build():
+    b = Board(
+        "controlplane-node",
+        "Control plane / Node: what happened first",
+        "One node or several, and what went wrong first: the topmost lane that changes colour first is the cause.",
+        "now-1h",
+    )
+    b.add(rows_of(
+        "Node",
+        describe("What the agent found this node to be.",
+                 "a version or role that differs from what it should be", alert="ControlPlaneEtcdVersionSkew"),
+        [
+            Column("Node", label="instance"),
+            Column("", "group by (%n, hostname, distribution, version, datastore, role) (@exporter_node_info)"),
+            Column("Host name", label="hostname"),
+            Column("Distribution", label="distribution"),
+            Column("Version", label="version"),
+            Column("Datastore", label="datastore"),
+            Column("Role", label="role"),
+            Column("Up since", "max by (%n) (time() - @exporter_node_boot_timestamp_seconds)", unit="s", decimals=0),
+            Column("Agent since", "max by (%n) (time() - @@process_start_time_seconds and on (%n) @exporter_build_info)",
+                   unit="s", decimals=0),
+            Column("Members reachable", "max by (%n) (@etcd_voters_reachable)"),
+            Column("Members listed", "max by (%n) (@etcd_voters_listed)"),
+        ],
+        size=(24, 5), none="no agent is scraped"))  # fmt: skip
+
+    b.add(first(), units(), peers())
+    b.add(
+        distribution(
+            "Syncs of the datastore's disk, by duration",
+            describe(
+                "How many syncs took how long, all chosen nodes together: a test write like etcd's, flushed to the disk. "
+                "A sync that hangs appears when it ends; until then it is in the panel below.",
+                "cells above 100 ms, or a band that climbs",
+                limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
+            "sum by (le) (increase(@fdatasync_duration_seconds_bucket[%w]))", "s",
+            size=(24, 8), none="sync probe off",
+        ),
+        lines(
+            "Longest sync, and the one under way",
+            describe(
+                "The longest sync of the last 60 s, and the age of the sync that has not ended. An age that climbs in a "
+                "straight line is a disk that does not answer.",
+                "", limits("ControlPlaneDiskSyncStuck", "sync in flight")),
+            [("max by (%n, device) (max_over_time(@fdatasync_max_seconds[%w]))", "{{instance}} {{device}} longest"),
+             ("max by (%n, device) (max_over_time(@fdatasync_inflight_seconds[%w]))", "{{instance}} {{device}} under way")],
+            "s", size=(24, 8), none="sync probe off", floor=0, wide=True,
+            thresholds=steps_of(limits("ControlPlaneDiskSyncStuck", "sync in flight")),
+        ),
+        lines(
+            "Kernel I/O errors, by device",
+            describe(
+                "Requests that the kernel's block layer failed. It logs at most 10 in 5 seconds, so a flood is larger "
+                "than it looks. A device that holds the datastore takes etcd with it.",
+                "any at all", limits("ControlPlaneKernelIOErrors", "time since the datastore device's last error")),
+            [(f"{appeared('kernel_io_errors_total', '%n, device, kind, operation')} > 0",
+              "{{instance}} {{device}} {{kind}} {{operation}}")],
+            "short", size=(24, 6), none="no I/O error in this time", bars=True, floor=0, decimals=0, wide=True,
+        ),
+    )  # fmt: skip
+
+    b.row("Disk and kernel")
+    b.add(
+        lines(
+            "Syncs, median and p90 of 15 minutes",
+            describe("The figures that the alert looks at. etcd wants syncs below 10 ms.",
+                     rows=limits("ControlPlaneDiskSyncSlow", "syncs, median of 15 minutes")
+                     + limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
+            [(f"histogram_quantile({quantile}, sum by (%n, device, le) (rate(@fdatasync_duration_seconds_bucket[15m])))",
+              "{{instance}} {{device}} " + name) for quantile, name in ((0.5, "median"), (0.9, "p90"))],
+            "s", none="sync probe off", log=True,
+            thresholds=steps_of(limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
+        ),
+        lines(
+            "Syncs longer than a second, in 10 minutes",
+            describe("Each of them can cost the leader its lease.",
+                     rows=limits("ControlPlaneDiskSyncStalls", "syncs above 1 s in 10 minutes")),
+            [('sum by (%n, device) (increase(@fdatasync_stalls_total{threshold="1"}[10m]))', "{{instance}} {{device}}")],
+            "short", none="sync probe off", floor=0, decimals=0,
+            thresholds=steps_of(limits("ControlPlaneDiskSyncStalls", "syncs above 1 s in 10 minutes")),
+        ),
+        lines(
+            "Syncs that failed",
+            describe("Rounds of the sync probe that ended in an error, by step and errno. EIO: the disk fails. ENOSPC: "
+                     "it is full. EROFS: it is read-only.",
+                     "any at all", limits("ControlPlaneDiskSyncFailing", "time since the last failed sync")),
+            [(f"{appeared('fdatasync_failures_total', '%n, device, step, errno')} > 0",
+              "{{instance}} {{device}} {{step}} {{errno}}")],
+            "short", none="no sync failed in this time", bars=True, floor=0, decimals=0,
+        ),
+        lines(
+            "Datastore threads blocked in the kernel",
+            describe("How long a thread of the datastore has not moved in the kernel, as it does when its disk hangs.",
+                     rows=limits("ControlPlaneDatastoreThreadBlocked", "thread blocked in the kernel")),
+            [("max by (%n, process) (max_over_time(@fdatasync_thread_blocked_seconds[%w]))",
+              "{{instance}} {{process}}")],
+            "s", none="no process of a datastore found", floor=0,
+            thresholds=steps_of(limits("ControlPlaneDatastoreThreadBlocked", "thread blocked in the kernel")),
+        ),
+        lines(
+            "What the kernel logged, by meaning",
+            describe("Lines of the kernel's log. One fault makes several lines, so do not add them up.",
+                     "jbd2_abort, ext4_remount_ro, xfs_shutdown, hung_task, oom_kill; any block error",
+                     limits("ControlPlaneFilesystemAborted", "time since the kernel's last such line")),
+            [(f"{appeared('kernel_events_total', '%n, event')} > 0", "{{instance}} {{event}}")],
+            "short", none="nothing logged in this time", bars=True, floor=0, decimals=0,
+        ),
+        lines(
+            "Flushes of the disk, average time",
+            describe("The disk's own account of all flushes, everybody's and not only the probe's.",
+                     "above what the probe measures while the machine is calm",
+                     limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
+            [("sum by (%n, device) (rate(@fdatasync_device_flush_seconds_total[%w]))"
+              " / (sum by (%n, device) (rate(@fdatasync_device_flushes_total[%w])) > 0)", "{{instance}} {{device}}")],
+            "s", none="this disk counts no flushes", floor=0,
+        ),
+    )  # fmt: skip
+
+    b.row("etcd, as this node sees it")
+    b.add(
+        lines(
+            "Reads through the local member, p90",
+            describe("Time of the agent's linearizable reads, which need the leader and a majority.",
+                     rows=limits("ControlPlaneEtcdRequestsSlow", "linearizable reads, p90 of 10 minutes")
+                     + limits("ControlPlaneEtcdRequestsSlow", "linearizable reads, p90 of 5 minutes")),
+            [('histogram_quantile(0.9, sum by (%n, le)'
+              ' (rate(@etcd_request_duration_seconds_bucket{request="linearizable_read"}[5m])))', "{{instance}}")],
+            "s", none="no etcd member on this node", floor=0,
+            thresholds=steps_of(limits("ControlPlaneEtcdRequestsSlow", "linearizable reads, p90 of 10 minutes")
+                                + limits("ControlPlaneEtcdRequestsSlow", "linearizable reads, p90 of 5 minutes")),
+        ),
+        lines(
+            "Calls to etcd that failed, by reason",
+            describe("The agent's own calls to the local member. refused: nobody listens. timeout: it hangs. tls_…: "
+                     "certificates.",
+                     "any at all, except while etcd is restarted on purpose", alert="ControlPlaneEtcdMemberDown"),
+            [(f"{appeared('etcd_request_failures_total', '%n, request, reason')} > 0",
+              "{{instance}} {{request}} {{reason}}")],
+            "short", none="no call failed in this time", bars=True, floor=0, decimals=0,
+        ),
+    )  # fmt: skip
+
+    b.row("Units and space")
+    b.add(
+        lines(
+            "Restarts in 24 hours, by unit",
+            describe("Automatic restarts by systemd. A slow crash loop shows here and nowhere else.",
+                     rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
+            [("sum by (%n, unit) (increase(@systemd_unit_restarts_total[24h]))", "{{instance}} {{unit}}")],
+            "none", none="systemd is not read here", floor=0, decimals=0,
+            thresholds=steps_of(limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
+        ),
+        rows_of(
+            "How units last ended",
+            describe("How each service's main process last ended, and how long ago.",
+                     "dumped, or killed by BUS, SEGV, ABRT or KILL", alert="ControlPlaneUnitDied"),
+            [
+                Column("Node", label="instance"),
+                Column("Unit", label="unit"),
+                Column("", "group by (%n, unit, code, status) (@systemd_unit_last_exit_info)"),
+                Column("Ended by", label="code"),
+                Column("Status", label="status"),
+                Column("Ago", "min by (%n, unit) (time() - @systemd_unit_last_exit_timestamp_seconds)", unit="s",
+                       decimals=0, rows=limits("ControlPlaneUnitDied", "time since the process died")),
+            ],
+            size=(12, 8), none="no service has ended since it was loaded",
+        ),
+        lines(
+            "Space left",
+            describe("Share of each filesystem that processes other than root's may still fill.",
+                     rows=limits("ControlPlaneDatastoreSpaceLow", "space left")),
+            [("min by (%n, path, role) (@filesystem_avail_bytes / @filesystem_size_bytes)",
+              "{{instance}} {{path}} ({{role}})")],
+            "percentunit", none="no filesystem is watched", floor=0, top=1,
+            thresholds=steps_of(limits("ControlPlaneDatastoreSpaceLow", "space left")),
+        ),
+        lines(
+            "Inodes left",
+            describe("Share of each filesystem's inodes that is free. None left looks like a full disk.",
+                     rows=limits("ControlPlaneInodesLow", "inodes left")),
+            [("min by (%n, path, role) (@filesystem_files_free / @filesystem_files)",
+              "{{instance}} {{path}} ({{role}})")],
+            "percentunit", none="these filesystems do not count inodes", floor=0, top=1,
+            thresholds=steps_of(limits("ControlPlaneInodesLow", "inodes left")),
+        ),
+        lines(
+            "Snaps on the disk",
+            describe("What each snap takes: packages, the data of its revisions, common data.",
+                     "growth while the space left shrinks", alert="ControlPlaneDatastoreSpaceLow"),
+            [("sum by (%n, snap, area) (@snap_disk_usage_bytes)", "{{instance}} {{snap}} {{area}}")],
+            "bytes", none="no control plane from a snap here", floor=0,
+        ),
+        lanes(
+            "Read-only filesystems",
+            describe("A filesystem turns read-only by order, or because the kernel found it damaged.",
+                     "red", alert="ControlPlaneFilesystemReadOnly"),
+            [("max by (%n, path) (max_over_time(@filesystem_readonly[%w])) * 32", "{{instance}} {{path}}")],
+            some(0, 32), size=(12, 8), none="no filesystem is watched",
+        ),
+    )  # fmt: skip
+    b.row("The agent itself", agent())
+    return b.build()
+
+
+def first():
+    """One lane for each signal, in the order in which a fault travels: disk, filesystem, etcd, units."""
+    space = limits("ControlPlaneDatastoreSpaceLow", "space left")[-1]
+    stuck = limits("ControlPlaneDiskSyncStuck", "sync in flight")[0]
+    kernel = first_of(
+        (f'sum by (%n) ({appeared("kernel_events_total{event=~" + chr(34) + ABORTED + chr(34) + "}", "%n, event")})', 12),
+        (f"sum by (%n) ({appeared('kernel_io_errors_total', '%n, device')})", 11),
+    )
+    syncs = first_of(
+        (f"sum by (%n) ({appeared('fdatasync_failures_total', '%n, path')})", 23),
+        (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])) > {stuck.value:g}", 22),
+        ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w]))', 21),
+    )
+    disk = first_of(
+        ("max by (%n) (max_over_time(@filesystem_readonly[%w]))", 32),
+        (f'max by (%n) ((@filesystem_avail_bytes{{role="datastore"}} / @filesystem_size_bytes{{role="datastore"}})'
+         f" < bool {space.value:g})", 31),
+    )  # fmt: skip
+    peers_ = first_of(("max by (%n) (1 - min_over_time(@etcd_peer_up[%w]))", 51))
+    units_ = first_of(
+        ('max by (%n) (max_over_time(@systemd_unit_state{state="failed"}[%w]))', 65),
+        ("sum by (%n) (increase(@systemd_unit_restarts_total[%w]))", 63),
+        (f"count by (%n) ({EXPECTED_NOT_RUNNING})", 64),
+    )
+    ok = lambda metric: f" or group by (%n) (@{metric}) * 0"
+    return lanes(
+        "What happened first",
+        describe(
+            "A lane for each signal and node, in the order in which a fault travels: the kernel, the disk, the "
+            "filesystem, etcd, its peers, the units, the agent. Look for the leftmost colour. A state shorter than a "
+            "step is drawn a whole step wide, never left out. A lane that is not there is a sampler that does not "
+            "run here; a gap is a time without figures.",
+            "anything but green and blue", alert="README"),
+        [
+            (kernel + ok("kernel_records_lost_total"), "{{instance}} · kernel"),
+            (syncs + ok("fdatasync_inflight_seconds"), "{{instance}} · syncs"),
+            (disk + ok("filesystem_readonly"), "{{instance}} · filesystems"),
+            (ETCD_STATE, "{{instance}} · etcd"),
+            (peers_ + ok("etcd_peer_up"), "{{instance}} · etcd's peers"),
+            (units_ + ok("systemd_unit_loaded"), "{{instance}} · units"),
+            (f"({AGENT_SILENT}) * 0 + 71 or {ALIVE} * 0", "{{instance}} · agent"),
+        ],
+        some(0, 11, 12, 21, 22, 23, 31, 32, 41, 42, 43, 44, 45, 46, 51, 63, 64, 65, 71),
+        size=(24, 14), none="no agent is scraped",
+    )  # fmt: skip
+
+
+def units():
+    state = lambda states: f'max by ({UNIT}) (max_over_time(@systemd_unit_state{{state=~"{states}"}}[%w]))'
+    return lanes(
+        "Units",
+        describe(
+            "The state of each systemd unit of the control plane. `restarted` also marks a restart that was over before "
+            "anybody looked.",
+            "red; orange again and again; yellow for minutes", alert="ControlPlaneUnitDown"),
+        [(first_of(
+            (state("failed"), 65),
+            (f"sum by ({UNIT}) (increase(@systemd_unit_restarts_total[%w]))", 63),
+            (f"group by ({UNIT}) ({EXPECTED_NOT_RUNNING} unless on ({UNIT})"
+             ' (@systemd_unit_state{state=~"activating|deactivating"} == 1))', 64),
+            (state("activating|deactivating|reloading"), 62),
+            (f'max by ({UNIT}) (@systemd_unit_state{{state="active"}})', 60),
+        ) + f" or group by ({UNIT}) (@systemd_unit_state) * 0 + 61", "{{instance}} {{unit}}")],
+        some(60, 61, 62, 63, 64, 65), size=(24, 6), none="systemd is not read here",
+    )  # fmt: skip
+
+
+def peers():
+    return lanes(
+        "Members, as the others see them",
+        describe(
+            "Whether the other members answer this node's agent under their own id. One member that is silent for all "
+            "is down; one that is silent for one node is cut off from it.",
+            "red", alert="ControlPlaneEtcdQuorumAtRisk"),
+        [("max by (%n, member_id) (46 * (1 - min_over_time(@etcd_peer_up[%w])))"
+          " * on (%n, member_id) group_left (member) group by (%n, member_id, member) (@etcd_peer_info)",
+          "{{instance}} → {{member}}")],
+        {0: ("answers", "green"), 46: STATES[46]}, size=(24, 5), none="no other member, or none can be asked from here",
+    )  # fmt: skip
+
+
+def agent():
+    stale = describe(
+        "Whether each sampler's last run ended well. A sampler that does not run here has no lane.",
+        "red for minutes", alert="ControlPlaneSamplerFailing")  # fmt: skip
+    return [
+        lanes("Samplers", stale,
+              [("46 * (1 - min by (%n, sampler) (min_over_time(@sampler_up[%w])))", "{{instance}} {{sampler}}")],
+              {0: ("works", "green"), 46: ("fails", "red")}, size=(24, 9), none="no agent is scraped"),
+        lines("Age of the last good run",
+              describe("How long ago each sampler last brought something.",
+                       "more than three of its intervals and a minute", alert="ControlPlaneSamplerStale"),
+              [("max by (%n, sampler) (time() - @sampler_last_success_timestamp_seconds)", "{{instance}} {{sampler}}")],
+              "s", none="no agent is scraped", floor=0),
+        lines("Runs under way",
+              describe("How long the run that has not ended has taken so far: what it reads does not answer.",
+                       "more than three of its intervals and a minute", alert="ControlPlaneSamplerStale"),
+              [("max by (%n, sampler) (max_over_time(@sampler_inflight_seconds[%w]))", "{{instance}} {{sampler}}")],
+              "s", none="no agent is scraped", floor=0),
+        lines("Duration of runs",
+              describe("How long each sampler's last run took.", "near its interval",
+                       alert="ControlPlaneSamplerStale"),
+              [("max by (%n, sampler) (max_over_time(@sampler_run_duration_seconds[%w]))", "{{instance}} {{sampler}}")],
+              "s", none="no agent is scraped", log=True),
+        lines("Failed runs, by reason",
+              describe("Runs, and parts of runs, that failed.", "any that go on",
+                       alert="ControlPlaneSamplerFailing"),
+              [(f"{appeared('sampler_failures_total', '%n, sampler, reason')} > 0",
+                "{{instance}} {{sampler}} {{reason}}")],
+              "short", none="no run failed in this time", bars=True, floor=0, decimals=0),
+        lines("Left out by a cap",
+              describe("Series and events that a cap kept out of a batch.", "any: the picture is not complete",
+                       alert="ControlPlaneSamplerFailing"),
+              [("sum by (%n, sampler) (increase(@sampler_dropped_total[%w]))", "{{instance}} {{sampler}}")],
+              "short", none="no agent is scraped", floor=0, decimals=0),
+        lines("Records lost of the kernel's log",
+              describe("Records that the kernel overwrote before they were read, and messages that its rate limit "
+                       "swallowed.",
+                       "any: errors are missing from the figures", alert="ControlPlaneKernelIOErrors"),
+              [("sum by (%n) (increase(@kernel_records_lost_total[%w]))", "{{instance}} lost"),
+               ("sum by (%n) (increase(@kernel_messages_suppressed_total[%w]))", "{{instance}} suppressed")],
+              "short", none="the kernel's log is not read here", floor=0, decimals=0),
+        lines("Memory of the agent",
+              describe("Resident memory.", "steady growth, or more than 64 MiB, at which the unit is ended",
+                       alert="ControlPlaneExporterDown"),
+              [("max by (%n) (@@process_resident_memory_bytes and on (%n) @exporter_build_info)", "{{instance}}")],
+              "bytes", none="no agent is scraped", floor=0),
+        lines("CPU of the agent",
+              describe("Share of one core.", "above 5 % for long", alert="ControlPlaneExporterDown"),
+              [("sum by (%n) (rate(@@process_cpu_seconds_total[%w]) and on (%n) @exporter_build_info)", "{{instance}}")],
+              "percentunit", none="no agent is scraped", floor=0),
+        rows_of("Samplers that do not run",
+                describe("What is not watched here, and why. `controlplane-exporter inspect` says what would change it.",
+                         "no_permission", alert="ControlPlaneSamplerNoPermission"),
+                [Column("Node", label="instance"),
+                 Column("Sampler", label="sampler"),
+                 Column("State", label="state"),
+                 Column("", 'group by (%n, sampler, state) (@sampler_state_info{state!="running"})')],
+                size=(12, 8), none="every sampler runs here"),
+        rows_of("Version and configuration",
+                describe("Version of the agent, and whether it could read its configuration.",
+                         "not valid", alert="ControlPlaneExporterConfigInvalid"),
+                [Column("Node", label="instance"),
+                 Column("", "group by (%n, version, revision) (@exporter_build_info)"),
+                 Column("Version", label="version"),
+                 Column("Revision", label="revision"),
+                 Column("Configuration", "min by (%n) (@exporter_config_last_reload_successful)",
+                        states={0: ("not valid", "red"), 1: ("valid", "green")})],
+                size=(12, 8), none="no agent is scraped"),
+    ]  # fmt: skip

@@ -1,0 +1,362 @@
+//! Every board during an incident: three members over TLS, the leader's disk stalls, hangs and fails, a unit
+//! crashes, an agent goes silent. Prometheus has scraped it all and evaluated the shipped rules.
+//!
+//! Each query must bring data, or stand on a list with the reason. Then each board is drawn from the same
+//! answers; the images stay in `target/tmp/dashboards` for whoever wants to look at them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::{BOARDS, board, filled, list, panels, text};
+use crate::lab;
+use crate::lab::agent::{self, Agent};
+use crate::lab::disk::{Kind, SlowDisk};
+use crate::lab::etcd::{Cluster, Etcd, Options};
+use crate::lab::process::{bound_command, output};
+use crate::lab::prometheus::Prometheus;
+use crate::lab::systemd::Container;
+
+const SECOND: Duration = Duration::from_secs(1);
+const UNIT: &str = "k3s.service";
+/// Queries that this incident leaves without an answer, and why. By board, panel and reference.
+const QUIET: [(&str, &str, &str, &str); 2] = [
+    (
+        "overview",
+        "Nodes",
+        "H",
+        "the laboratory's members do not lie where detection looks for a datastore",
+    ),
+    ("datastore", "Share of the quota in a day", "A", "no database here is a quarter of its quota"),
+];
+
+/// Three nodes; only the first one lies on a disk that fails.
+struct Lab {
+    disk: SlowDisk,
+    container: Container,
+    cluster: Cluster,
+    /// With a port beside the agent's own, which stays the same when it starts anew.
+    agents: Vec<(Agent, agent::Options, u16)>,
+    _folders: [tempfile::TempDir; 2],
+}
+
+impl Lab {
+    fn start() -> Self {
+        let disk = SlowDisk::sized(Kind::Ext4, 512 << 20);
+        let mount = disk.mount().path().to_owned();
+        let container = Container::boot();
+        let data = lab::temp_dir("members");
+        symlink(&mount, data.path().join("m0")).unwrap();
+        let options = Options { data_root: Some(data.path().to_owned()), ..Options::default() };
+        let cluster = Cluster::start_with(Etcd::V35, 3, options);
+        let calm = "[Service]\nRestart=always\nRestartSec=300ms\nExecStart=/bin/sleep 1000\n\
+                    [Unit]\nStartLimitIntervalSec=0\n";
+        container.install_unit(UNIT, calm);
+        container.systemctl(&["start", UNIT]);
+        let snaps = lab::temp_dir("snaps");
+        std::fs::create_dir_all(snaps.path().join("microk8s/common")).unwrap();
+        std::fs::write(snaps.path().join("microk8s/common/images"), vec![1; 4 << 20]).unwrap();
+
+        // The probe of the others must not lie on the disk that fails.
+        let paths = [mount, cluster.data_dir(1), cluster.data_dir(2)];
+        let agents = (0..3).map(|member| {
+            let path = paths[member].display();
+            // The kernel's log is one for all three, and this machine's units are nobody's.
+            let first = format!(
+                "kernel: {{ignore_devices: []}}\n\
+                 systemd: {{units: [{UNIT}], bus: '{}', interval: 500ms, timeout: 1s}}\n\
+                 snap: {{root: '{}', interval: 1s}}\n",
+                container.bus_address(),
+                snaps.path().display()
+            );
+            let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n";
+            let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
+            let config = format!(
+                "etcd: {{endpoints: ['{}'], ca_file: {}, cert_file: {}, key_file: {}, interval: 500ms, \
+                 timeout: 2s, expected_members: 3}}\n\
+                 registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
+                 fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
+                 filesystem: {{paths: ['{path}'], interval: 1s}}\n{}",
+                cluster.client_url(member),
+                pki.ca.display(),
+                leaf.cert.display(),
+                leaf.key.display(),
+                if member == 0 { &first } else { others },
+            );
+            let port = lab::free_port();
+            let args = vec![format!("--web.listen-address=127.0.0.1:{port}")];
+            let options = agent::Options { config, args, ..agent::Options::default() };
+            (Agent::start_with(options.clone()), options, port)
+        });
+        let agents = agents.collect();
+        Self { disk, container, cluster, agents, _folders: [data, snaps] }
+    }
+
+    /// The same agents twice: as a user with the label `cluster` has them, and as one without.
+    fn prometheus(&self) -> Prometheus {
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/*.rules.yaml");
+        let mut config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n",
+            rules.display()
+        );
+        for (job, cluster) in [("controlplane", "cluster: prod, "), ("plain", "")] {
+            writeln!(config, "  - job_name: {job}\n    static_configs:").unwrap();
+            for (index, (_, _, port)) in self.agents.iter().enumerate() {
+                writeln!(
+                    config,
+                    "      - {{targets: ['127.0.0.1:{port}'], labels: {{{cluster}instance: 'cp-{}:10379'}}}}",
+                    index + 1
+                )
+                .unwrap();
+            }
+        }
+        Prometheus::start(&config)
+    }
+
+    fn lead(&self, member: usize) {
+        let (id, _) = self.cluster.status(member).unwrap();
+        if self.cluster.leader() != member {
+            self.cluster.etcdctl(&["move-leader", &format!("{id:x}")]);
+        }
+    }
+
+    fn incident(&mut self) {
+        let first = &self.agents[0].0;
+        self.lead(0);
+        self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 300, 1_000);
+        self.cluster.put_many("/registry/pods/default/pod-", 100, 1_000);
+        std::thread::sleep(6 * SECOND);
+        self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/late-", 2_000, 1_000);
+        std::thread::sleep(3 * SECOND);
+        self.disk.set_delay(SECOND * 12 / 10);
+        std::thread::sleep(9 * SECOND);
+        // The leader's disk hangs, so another one is elected.
+        self.disk.hang();
+        first.wait_until("a stuck sync", "controlplane_fdatasync", 20 * SECOND, |scrape| {
+            scrape.sum("controlplane_fdatasync_inflight_seconds", &[]) > 7.0
+        });
+        self.disk.release();
+        std::thread::sleep(2 * SECOND);
+        self.disk.set_error(5);
+        drop(self.cluster.try_etcdctl(&["put", "key", "value"]));
+        first.wait_until("a dead member", "controlplane_etcd_up", 40 * SECOND, |scrape| {
+            scrape.value("controlplane_etcd_up", &[]) == Some(0.0)
+                && scrape.sum("controlplane_fdatasync_failures_total", &[]) >= 1.0
+        });
+        for _ in 0..8 {
+            self.container.systemctl(&["kill", "--signal=BUS", UNIT]);
+            std::thread::sleep(SECOND);
+        }
+        // The second agent starts anew, the third one goes silent.
+        let (agent, options, _) = &mut self.agents[1];
+        agent.stop(5 * SECOND);
+        *agent = Agent::start_with(options.clone());
+        std::thread::sleep(3 * SECOND);
+        self.agents.pop();
+        std::thread::sleep(4 * SECOND);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The range that the boards show.
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+}
+
+fn ask(prometheus: &Prometheus, target: &Value, expr: &str, range: Range) -> Value {
+    if target["instant"] == true {
+        return prometheus.api("query", &[("query", expr), ("time", &range.end.to_string())]);
+    }
+    let (start, end) = (range.start.to_string(), range.end.to_string());
+    prometheus
+        .api("query_range", &[("query", expr), ("start", &start), ("end", &end), ("step", "1")])
+}
+
+/// The board with the answers to all of its queries, as the drawing wants it.
+fn answers(
+    prometheus: &Prometheus,
+    board: &Value,
+    cluster: &str,
+    job: &str,
+    range: Range,
+) -> Value {
+    let mut results = json!({});
+    for panel in panels(board) {
+        for target in list(&panel["targets"]) {
+            let expr = filled(text(&target["expr"]), cluster, job, "4s");
+            let id = panel["id"].to_string();
+            results[id][text(&target["refId"])] = ask(prometheus, target, &expr, range);
+        }
+    }
+    let notes = list(&board["annotations"]["list"]).iter().map(|note| {
+        let expr = filled(text(&note["expr"]), cluster, job, "4s");
+        let result = ask(prometheus, &json!({}), &expr, range);
+        json!({"name": note["name"], "color": note["iconColor"], "enable": note["enable"], "result": result})
+    });
+    let annotations: Vec<Value> = notes.collect();
+    json!({
+        "board": board, "results": results, "annotations": annotations, "step": 1,
+        "start": range.start, "end": range.end,
+        "note": "A real incident of the laboratory; the same queries, titles, units and thresholds. UTC.",
+    })
+}
+
+/// The answer to one query of a panel, by instance.
+fn by_node<'a>(answers: &'a Value, panel: &str, reference: &str) -> BTreeMap<&'a str, &'a Value> {
+    let found = panels(&answers["board"]).into_iter().find(|other| other["title"] == *panel);
+    let id = found.unwrap_or_else(|| panic!("no panel {panel}"))["id"].to_string();
+    let series = list(&answers["results"][id][reference]).iter();
+    series.map(|series| (text(&series["metric"]["instance"]), series)).collect()
+}
+
+/// When the first node's lane first had one of these states.
+fn first_time(answers: &Value, lane: &str, states: &[&str]) -> u64 {
+    let lanes = by_node(answers, "What happened first", lane);
+    let values = list(&lanes["cp-1:10379"]["values"]);
+    let hit = values.iter().find(|value| states.contains(&text(&value[1])));
+    hit.unwrap_or_else(|| panic!("lane {lane} never had {states:?}: {values:?}"))[0]
+        .as_u64()
+        .unwrap()
+}
+
+/// What a person must be able to read off the boards, with the states of `dashboards/generator/parts.py`.
+fn tells_the_truth(name: &str, answers: &Value) {
+    match name {
+        "overview" => {
+            let verdicts = by_node(answers, "Nodes", "A");
+            let verdict = |node: &str| text(&verdicts[node]["value"][1]);
+            assert_eq!(verdict("cp-1:10379"), "3", "critical");
+            assert!(["0", "2"].contains(&verdict("cp-2:10379")), "ok: {verdicts:?}");
+            assert_eq!(verdict("cp-3:10379"), "4", "silent");
+        }
+        "node" => {
+            let (stalls, stuck) =
+                (first_time(answers, "B", &["21"]), first_time(answers, "B", &["22"]));
+            let (errors, down) =
+                (first_time(answers, "A", &["11", "12"]), first_time(answers, "D", &["46"]));
+            let failed = first_time(answers, "B", &["23"]);
+            let restarted = first_time(answers, "F", &["63"]);
+            let order = [stalls, stuck, failed, down, restarted];
+            assert!(order.is_sorted() && stuck < errors, "{order:?}, kernel {errors}");
+        }
+        _ => {
+            let states = by_node(answers, "Members", "A");
+            assert_eq!(text(&states["cp-1:10379"]["value"][1]), "46", "down");
+        }
+    }
+}
+
+/// Which queries brought nothing, as board, panel and reference.
+fn empty(name: &str, answers: &Value) -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    for panel in panels(&answers["board"]) {
+        for (reference, result) in answers["results"][panel["id"].to_string()].as_object().unwrap()
+        {
+            if list(result).is_empty() {
+                found.push((name.to_owned(), text(&panel["title"]).to_owned(), reference.clone()));
+            }
+        }
+    }
+    for note in list(&answers["annotations"]) {
+        if list(&note["result"]).is_empty() {
+            found.push((name.to_owned(), text(&note["name"]).to_owned(), "annotation".to_owned()));
+        }
+    }
+    found
+}
+
+/// Draws the board with a headless browser and gives what the page says it drew.
+fn draw(name: &str, answers: &Value, folder: &Path) -> Vec<Value> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/draw");
+    let page = lab::temp_dir("page");
+    for file in ["board.html", "draw.js"] {
+        std::fs::copy(sources.join(file), page.path().join(file)).unwrap();
+    }
+    let library = lab::cached("echarts/echarts.min.js");
+    std::fs::copy(library, page.path().join("echarts.js")).unwrap();
+    std::fs::write(page.path().join("data.js"), format!("const DATA = {answers};\n")).unwrap();
+    let mut cells = 0;
+    for panel in panels(&answers["board"]) {
+        let edge = |key: &str| panel["gridPos"][key].as_i64().unwrap();
+        cells = cells.max(edge("y") + edge("h"));
+    }
+    let height = 52 + 38 * cells;
+    let image = folder.join(format!("{name}.png"));
+    let mut command = bound_command(lab::program("chromium"));
+    command
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+        ])
+        .args([
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+        ])
+        .arg(format!("--user-data-dir={}", page.path().join("profile").display()))
+        .arg(format!("--window-size=1600,{height}"))
+        .arg(format!("--screenshot={}", image.display()))
+        .arg(format!("file://{}", page.path().join("board.html").display()));
+    let said = output(command, Duration::from_mins(1));
+    let console: Vec<&str> = said.stderr.lines().filter(|line| line.contains("CONSOLE")).collect();
+    let drawn = console.iter().find_map(|line| line.split_once("\"DRAWN ")).map(|(_, rest)| rest);
+    let drawn = drawn.unwrap_or_else(|| panic!("{name}: the page failed: {}", said.stderr));
+    assert_eq!(console.len(), 1, "{name}: the page complains: {console:?}");
+    let (drawn, _) = drawn.rsplit_once("\", source: ").unwrap();
+    assert!(image.metadata().unwrap().len() > 20_000, "{} is too small", image.display());
+    serde_json::from_str(drawn).unwrap_or_else(|e| panic!("{e}: {drawn}"))
+}
+
+/// Where the images stay.
+fn images() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboards");
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn every_query_brings_data_in_an_incident_and_every_board_can_be_drawn() {
+    let _turn = lab::alone();
+    let mut lab = Lab::start();
+    let prometheus = lab.prometheus();
+    let started = now();
+    lab.incident();
+    let range = Range { start: started, end: now() };
+
+    let mut silent = Vec::new();
+    let mut blank = Vec::new();
+    for name in BOARDS {
+        let board = board(name);
+        let labelled = answers(&prometheus, &board, "prod", "controlplane", range);
+        let plain = answers(&prometheus, &board, ".*", "plain", range);
+        assert_eq!(empty(name, &plain), empty(name, &labelled), "without the label cluster");
+        silent.extend(empty(name, &labelled));
+        tells_the_truth(name, &labelled);
+        let drawn = draw(name, &labelled, &images());
+        assert_eq!(drawn.len(), panels(&board).len(), "{name}: {drawn:?}");
+        for panel in drawn {
+            // A chart of one thin line has some hundred coloured pixels.
+            let enough = if panel["series"] == 0 { 6 } else { 1 };
+            if panel["painted"].as_u64().unwrap() < enough || panel["cut"] == true {
+                blank.push(format!("{name}: {panel}"));
+            }
+        }
+    }
+    let expected = QUIET.iter().map(|(board, panel, reference, _)| {
+        ((*board).to_owned(), (*panel).to_owned(), (*reference).to_owned())
+    });
+    assert_eq!(silent, expected.collect::<Vec<_>>(), "right: what may bring nothing");
+    assert!(blank.is_empty(), "blank or cut: {blank:#?}");
+}
