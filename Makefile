@@ -32,7 +32,7 @@ fmt: ## Format the code
 	cargo fmt && cargo fmt -- src/samplers/*.rs
 
 golden: ## Write the golden files anew; look at the difference before you commit it
-	UPDATE_GOLDEN=1 cargo test --locked --test it golden::
+	UPDATE_GOLDEN=1 cargo test --locked --test it -- golden:: the_prometheus_rule_object
 
 docs: ## Write METRICS.md anew
 	cargo run --quiet --locked -- catalog > METRICS.md.new && mv METRICS.md.new METRICS.md

@@ -1,7 +1,7 @@
-//! METRICS.md: every metric, with its labels and help, and what each sampler costs.
+//! METRICS.md: every metric, with its labels and help, what each sampler costs, and when an alert fires.
 
 use crate::metric::Desc;
-use crate::{samplers, self_metrics};
+use crate::{samplers, self_metrics, thresholds};
 
 /// The whole page, as it is committed.
 pub fn markdown() -> String {
@@ -26,7 +26,29 @@ pub fn markdown() -> String {
             def.cost
         ));
     }
+    alerts(&mut out);
     out
+}
+
+fn alerts(out: &mut String) {
+    out.push_str(
+        "\n## Thresholds of the alerts\n\nThe numbers in `alerts/*.rules.yaml`; alerts that fire on a yes or no are only there.\n\n\
+         | alert | severity | figure | fires | for |\n|---|---|---|---|---|\n",
+    );
+    for row in thresholds::TABLE {
+        let hold = if row.hold.is_zero() {
+            "at once".to_owned()
+        } else {
+            humantime::format_duration(row.hold).to_string()
+        };
+        out.push_str(&format!(
+            "| [{alert}](alerts/runbooks/{alert}.md) | {} | {} | {} | {hold} |\n",
+            row.severity.as_str(),
+            row.figure,
+            row.condition(),
+            alert = row.alert,
+        ));
+    }
 }
 
 fn section(out: &mut String, title: &str, about: &str, metrics: &[Desc]) {

@@ -27,6 +27,7 @@ pub mod samplers;
 pub mod scheduler;
 pub mod self_metrics;
 pub mod store;
+pub mod thresholds;
 pub mod web;
 
 use std::path::PathBuf;
