@@ -333,7 +333,7 @@ impl Incident {
         let found = self.wait(&what, limit, || {
             self.alertmanager.alerts().into_iter().find(|alert| {
                 alert.name() == symptom
-                    && alert.label("instance") == instance
+                    && (instance.is_empty() || alert.label("instance") == instance)
                     && alert.inhibited_by.iter().any(|by| by.starts_with(cause))
             })
         });
