@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt golden docs dashboards bench setup setup-build
+.PHONY: help run test incidents lint fmt golden docs dashboards bench setup setup-build
 
 OPTIONS ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -24,6 +24,9 @@ run: setup-build ## Build and serve the figures of this machine on :10379 (OPTIO
 
 test: setup ## Everything that must pass, with the seconds of each group
 	@tests/run.sh
+
+incidents: setup ## Replay the incidents with their real faults (10 minutes) and write docs/incidents.md
+	@tests/incidents.sh
 
 lint: setup ## Formatting, clippy, licences
 	@tests/run.sh lint

@@ -14,10 +14,12 @@ GRAFANA_SDK=0.0.21            # exactly: other builds of it have higher numbers 
 ECHARTS=6.1.0                # draws the boards where no Grafana is
 ROOT=bookworm-1              # suite of the container's root, and a number to raise when its packages change
 ETCD34=bookworm ETCD35=trixie   # the Debian suites that carry these versions of etcd
+PROMETHEUS3=forky            # the Debian suite that carries Prometheus 3
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 PACKAGES=(
   protobuf-compiler libprotobuf-dev              # etcd-client compiles its protos, which import protobuf's own
-  prometheus                                     # with promtool
+  prometheus prometheus-alertmanager             # with promtool and amtool
+  prometheus-node-exporter                       # what other people's alert rules look at
   debootstrap debian-archive-keyring systemd-container dbus    # systemd as PID 1, busctl
   e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
   iproute2 strace procps
@@ -87,33 +89,36 @@ need_mirror() {
   [ -n "$archive" ] || fail "apt has no Debian archive; set CONTROLPLANE_EXPORTER_DEBIAN_MIRROR"
 }
 
-# Both versions of etcd are unpacked, not installed: no service, and the same whatever the host's suite is.
-install_etcd() {
+# unpack NAME SUITE PROGRAM PACKAGE…: unpacks packages of a suite into the cache as NAME-SUITE and runs
+# PROGRAM --version there. Nothing is installed: no service, and the same whatever the host's suite is.
+unpack() {
+  local name=$1 suite=$2 runs=$3 apt=$cache/apt-$1-$2 target=$cache/$1-$2
+  shift 3
   need_mirror
-  local apt=$cache/apt suite target
   rm -rf "$apt"; mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-  for suite in $ETCD34 $ETCD35; do
-    echo "deb [signed-by=$KEYRING] $archive $suite main"
-  done > "$apt/sources.list"
+  echo "deb [signed-by=$KEYRING] $archive $suite main" > "$apt/sources.list"
   local options=(-o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o Dir::State::lists="$apt/lists" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root
     -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
-  say "downloading etcd from Debian's $ETCD34 and $ETCD35"
-  logged etcd-update apt-get "${options[@]}" update
-  for suite in $ETCD34 $ETCD35; do
-    target=$cache/etcd-$suite
-    rm -rf "$target" "$target.new"; mkdir -p "$target.new"
-    (cd "$target.new" && logged "etcd-$suite" apt-get "${options[@]}" download \
-      "etcd-server/$suite" "etcd-client/$suite")
-    for package in "$target.new"/*.deb; do dpkg -x "$package" "$target.new"; done
-    rm "$target.new"/*.deb
-    "$target.new/usr/bin/etcd" --version > "$cache/log/etcd-$suite-version" ||
-      fail "etcd of $suite does not run here"
-    say "$(head -n 1 "$cache/log/etcd-$suite-version")"
-    mv "$target.new" "$target"
-  done
+  say "downloading $name from Debian's $suite"
+  logged "$name-$suite-update" apt-get "${options[@]}" update
+  rm -rf "$target" "$target.new"; mkdir -p "$target.new"
+  (cd "$target.new" && logged "$name-$suite" apt-get "${options[@]}" download "${@/%//$suite}")
+  for package in "$target.new"/*.deb; do dpkg -x "$package" "$target.new"; done
+  rm "$target.new"/*.deb
+  "$target.new/usr/bin/$runs" --version > "$cache/log/$name-$suite-version" 2>&1 ||
+    fail "$runs of $suite does not run here"
+  say "$(head -n 1 "$cache/log/$name-$suite-version")"
+  mv "$target.new" "$target"
   rm -rf "$apt"
 }
+
+install_etcd() {
+  local suite
+  for suite in $ETCD34 $ETCD35; do unpack etcd "$suite" etcd etcd-server etcd-client; done
+}
+
+install_prometheus3() { unpack prometheus "$PROMETHEUS3" promtool prometheus promtool; }
 
 # A Debian whose PID 1 is systemd, for systemd-nspawn. The tests boot it under an overlay and never write to it.
 install_root() {
@@ -175,6 +180,7 @@ flock 9    # two clones may set up at the same time
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "${missing// }" ]; then timed packages install_packages; fi
 if [ ! -d "$cache/etcd-$ETCD34" ] || [ ! -d "$cache/etcd-$ETCD35" ]; then timed etcd install_etcd; fi
+if [ ! -d "$cache/prometheus-$PROMETHEUS3" ]; then timed "Prometheus 3" install_prometheus3; fi
 if [ ! -d "$cache/python-prometheus-client-$PROMETHEUS_CLIENT" ]; then timed prometheus_client install_python; fi
 if [ ! -d "$cache/grafana-sdk-$GRAFANA_SDK" ]; then timed "Grafana's SDK" install_grafana_sdk; fi
 if [ ! -d "$cache/echarts-$ECHARTS" ]; then timed echarts install_echarts; fi
@@ -185,6 +191,7 @@ if [ ! -d "$cache/cargo-deny-$CARGO_DENY" ]; then timed cargo-deny install_cargo
 links() {
   ln -sfnT "etcd-$ETCD34" "$cache/etcd-3.4"
   ln -sfnT "etcd-$ETCD35" "$cache/etcd-3.5"
+  ln -sfnT "prometheus-$PROMETHEUS3" "$cache/prometheus-3"
   ln -sfnT "root-$ROOT" "$cache/root"
   ln -sfnT "python-prometheus-client-$PROMETHEUS_CLIENT" "$cache/python"
   ln -sfnT "grafana-sdk-$GRAFANA_SDK" "$cache/grafana-sdk"

@@ -1,13 +1,18 @@
 //! The laboratory's own tests: every daemon starts and answers, every fault is real and can be undone.
 
 use crate::lab::agent::{Agent, Scrape};
+use crate::lab::alertmanager::{Alert, Alertmanager};
 use crate::lab::disk::{Disk, Kind, SlowDisk};
 use crate::lab::etcd::{Cluster, Etcd, Listen, Options};
 use crate::lab::fuse::{Fault, Operation};
 use crate::lab::kmsg::KernelLog;
+use crate::lab::node_exporter::NodeExporter;
 use crate::lab::process::{Daemon, bound_command, output, run};
-use crate::lab::prometheus::{Prometheus, openmetrics_complaint, promtool, promtool_complaints};
+use crate::lab::prometheus::{
+    Prometheus, Version, openmetrics_complaint, promtool, promtool_complaints,
+};
 use crate::lab::systemd::Container;
+use crate::lab::webhook::{Notice, Webhook};
 use crate::lab::{self, http, wait_for};
 use std::path::Path;
 use std::process::Command;
@@ -309,6 +314,92 @@ fn prometheus_starts_and_answers_queries() {
     let up = prometheus.wait_for("up", 10 * SECOND, |series| !series.is_empty());
     assert_eq!((up[0].labels["job"].as_str(), up[0].value), ("nobody", 0.0));
     assert!(promtool(&["--version"]).contains("promtool"));
+}
+
+#[test]
+fn alertmanager_tells_who_inhibits_whom_and_sends_the_rest_to_the_webhook() {
+    let _turn = lab::together();
+    let webhook = Webhook::start();
+    let started = Instant::now();
+    let alertmanager = Alertmanager::start(&format!(
+        "route: {{receiver: a, group_wait: 100ms, group_interval: 1s, repeat_interval: 1h}}\n\
+         receivers: [{{name: a, webhook_configs: [{{url: '{}'}}]}}]\n\
+         inhibit_rules: [{{source_matchers: ['alertname = Cause'], target_matchers: ['alertname = Symptom'], equal: [node]}}]\n",
+        webhook.url("here")
+    ));
+    alertmanager.amtool(&["check-config", &alertmanager.config_file().display().to_string()]);
+    for (name, node) in [("Cause", "one"), ("Symptom", "one"), ("Symptom", "two")] {
+        let labels = [format!("alertname={name}"), format!("node={node}"), "severity=page".into()];
+        let mut args = vec!["alert", "add", "--annotation=summary=told"];
+        args.extend(labels.iter().map(String::as_str));
+        alertmanager.amtool(&args);
+    }
+    let notice = wait_for("the cause", 10 * SECOND, || {
+        let cause = webhook.first(started, |notice| notice.label("alertname") == "Cause");
+        cause.ok_or_else(|| format!("{:?}", webhook.notices()))
+    });
+    assert!(notice.firing && notice.path == "here" && notice.annotations["summary"] == "told");
+    wait_for("the symptom elsewhere", 10 * SECOND, || {
+        webhook.first(started, |n| n.label("node") == "two").ok_or_else(String::new)
+    });
+    let alerts = alertmanager.alerts();
+    let by = |node: &str| {
+        let fits = |alert: &&Alert| alert.name() == "Symptom" && alert.label("node") == node;
+        let alert = alerts.iter().find(fits).unwrap_or_else(|| panic!("{alerts:?}"));
+        (alert.state.as_str(), alert.inhibited_by.clone())
+    };
+    assert_eq!(by("one"), ("suppressed", vec!["Cause page".to_owned()]));
+    assert_eq!(by("two"), ("active", Vec::new()));
+    let symptom = |n: &Notice| n.label("alertname") == "Symptom" && n.label("node") == "one";
+    // It may have gone out before its cause was there, but never after.
+    let late = webhook.first(notice.arrived + SECOND / 10, symptom);
+    assert!(late.is_none(), "{late:?}");
+}
+
+#[test]
+fn prometheus_of_both_versions_sends_an_alert_from_a_rule_file_to_the_webhook() {
+    let _turn = lab::together();
+    for version in [Version::V2, Version::V3] {
+        let started = Instant::now();
+        let webhook = Webhook::start();
+        let alertmanager = Alertmanager::start(&format!(
+            "route: {{receiver: a, group_wait: 0s}}\nreceivers: [{{name: a, webhook_configs: [{{url: '{}'}}]}}]\n",
+            webhook.url("page")
+        ));
+        let config = format!(
+            "global: {{evaluation_interval: 200ms}}\nrule_files: ['{{folder}}/*.yaml']\n\
+             alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{}']}}]}}]}}\n",
+            alertmanager.address()
+        );
+        let rules = "groups: [{name: g, rules: [{alert: Always, expr: vector(1)}]}]";
+        let files = [("always.yaml".to_owned(), rules.to_owned())];
+        // It finds its Alertmanager after five seconds, and what it sent before is lost.
+        let flags = ["--rules.alert.resend-delay=1s".to_owned()];
+        let prometheus = Prometheus::start_with(version, &config, &files, &flags);
+        wait_for("the alert at the webhook", 20 * SECOND, || {
+            let found = webhook.first(started, |n| n.label("alertname") == "Always");
+            found.ok_or_else(|| format!("{:?}", prometheus.query("ALERTS")))
+        });
+        let major = prometheus.query("prometheus_build_info");
+        assert!(major.is_empty(), "nothing is scraped: {major:?}");
+        let version_said = prometheus.api("status/buildinfo").unwrap();
+        let said = version_said["data"]["version"].as_str().unwrap().to_owned();
+        assert!(said.starts_with(if version == Version::V2 { '2' } else { '3' }), "{said}");
+    }
+}
+
+#[test]
+fn node_exporter_sees_the_units_of_the_container() {
+    let _turn = lab::together();
+    let container = Container::boot();
+    container.install_unit("k3s.service", "[Service]\nExecStart=/bin/sleep 999\n");
+    container.systemctl(&["start", "k3s.service"]);
+    let node = NodeExporter::start(&container);
+    let page = http::get(node.address(), "/metrics").unwrap().text();
+    let scrape = Scrape::parse(&page).unwrap();
+    let labels = [("name", "k3s.service"), ("state", "active")];
+    assert_eq!(scrape.value("node_systemd_unit_state", &labels), Some(1.0), "{page}");
+    assert_eq!(scrape.value("node_systemd_service_restart_total", &labels[..1]), Some(0.0));
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod fdatasync;
 mod filesystem;
 mod golden;
 mod house;
+#[path = "../incidents/mod.rs"]
+mod incidents;
 mod kernel;
 mod lab;
 mod lab_itself;

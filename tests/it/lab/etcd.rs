@@ -125,6 +125,18 @@ impl Cluster {
         self.members[i].daemon = Some(Daemon::start(&format!("etcd m{i}"), command, &log));
     }
 
+    /// Ends member `i` and starts it again as the only member of a new cluster with its data, which is how
+    /// distributions reset a cluster whose other members are lost.
+    #[track_caller]
+    pub(crate) fn force_new(&mut self, i: usize) {
+        self.kill(i);
+        let mut command = self.command(i);
+        command.arg("--force-new-cluster");
+        let log = self.folder.path().join(format!("m{i}.log"));
+        self.members[i].daemon = Some(Daemon::start(&format!("etcd m{i}"), command, &log));
+        self.wait_until_up(i);
+    }
+
     fn command(&self, i: usize) -> Command {
         let member = &self.members[i];
         let tls = self.options.listen == Listen::Tls;
@@ -297,20 +309,20 @@ impl Cluster {
         })
     }
 
-    /// Puts `n` keys `{prefix}{number:08}` of `value_len` random bytes, in transactions of 128.
+    /// Puts `n` keys `{prefix}{number:08}` of `value_len` random bytes, in transactions of 128 or of one MB.
     ///
     /// 100,000 small keys take a few seconds.
     #[track_caller]
     pub(crate) fn put_many(&self, prefix: &str, n: usize, value_len: usize) {
-        const BATCH: usize = 128;
         const AT_ONCE: usize = 4;
+        let batch = (1_000_000 / value_len.max(1)).clamp(1, 128);
         let value: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(value_len).collect();
-        let batches: Vec<usize> = (0..n).step_by(BATCH).collect();
+        let batches: Vec<usize> = (0..n).step_by(batch).collect();
         let put = |mut client: Client, mine: Vec<usize>| {
             let (prefix, value) = (prefix.to_owned(), value.clone());
             async move {
                 for from in mine {
-                    let puts = (from..n.min(from + BATCH)).map(|key| {
+                    let puts = (from..n.min(from + batch)).map(|key| {
                         let key = format!("{prefix}{key:08}");
                         TxnOp::put(key, value.clone(), None::<PutOptions>)
                     });
@@ -331,6 +343,34 @@ impl Cluster {
         let done = self.runtime.block_on(async { tokio::time::timeout(limit, all).await });
         done.expect("put_many within two minutes")
             .unwrap_or_else(|error| panic!("put_many: {error}"));
+    }
+
+    /// Puts values of 1.4 MB, nearly the largest that etcd takes, under two keys through member `i`; `etcdctl`
+    /// does it, since this client is slow with large values in a test build.
+    #[track_caller]
+    pub(crate) fn put_large(&self, i: usize, prefix: &str, n: usize) {
+        let value = self.folder.path().join("value");
+        let random = std::iter::repeat_with(fastrand::alphanumeric).take(1_400_000);
+        std::fs::write(&value, random.collect::<String>()).expect("a value");
+        let script = r#"value=$1 prefix=$2 n=$3; shift 3
+            for k in $(seq "$n"); do "$@" put "$prefix$((k % 2))" < "$value" > /dev/null || exit 1; done"#;
+        let mut command = bound_command("sh");
+        command.env("ETCDCTL_API", "3").args(["-c", script, "sh"]).arg(&value);
+        command.args([prefix, &n.to_string()]).arg(self.version.binary("etcdctl"));
+        command.args(["--endpoints", &self.client_url(i), "--command-timeout=30s"]);
+        command.arg("--cacert").arg(&self.pki.ca);
+        command.arg("--cert").arg(&self.pki.client.cert);
+        command.arg("--key").arg(&self.pki.client.key);
+        let output = output(command, Duration::from_mins(3));
+        assert!(output.status.success(), "put_large: {}{}", output.stdout, output.stderr);
+    }
+
+    /// The size of member `i`'s database in bytes, which is what its quota counts.
+    #[track_caller]
+    pub(crate) fn db_size(&self, i: usize) -> i64 {
+        let size =
+            self.on_member(i, |mut client| async move { Ok(client.status().await?.db_size()) });
+        size.unwrap_or_else(|error| panic!("the size of m{i}: {error}"))
     }
 
     fn first_running(&self) -> usize {
@@ -357,21 +397,50 @@ impl Cluster {
     }
 
     async fn connect(&self, i: usize) -> Result<Client, String> {
-        let target = match self.options.listen {
+        connect(self.target(i)).await
+    }
+
+    fn target(&self, i: usize) -> Target {
+        match self.options.listen {
             Listen::Unix => Target::Unix(self.socket(i)),
             Listen::Plain => Target::Tcp(self.members[i].client_port, None),
             Listen::Tls => Target::Tcp(
                 self.members[i].client_port,
                 Some(tls_client(&self.pki.ca, &self.pki.client)),
             ),
+        }
+    }
+
+    /// Puts `value_len` bytes under ten keys through member `i`, one after the other with a pause between
+    /// them, until the value is dropped. What fails is tried again.
+    pub(crate) fn keep_writing(
+        &self,
+        i: usize,
+        prefix: &str,
+        value_len: usize,
+        pause: Duration,
+    ) -> Writer {
+        let (target, prefix) = (self.target(i), prefix.to_owned());
+        let value: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(value_len).collect();
+        let puts = async move {
+            loop {
+                let Ok(mut client) = connect(target.clone()).await else {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                };
+                for number in 0.. {
+                    let put = client.put(format!("{prefix}{}", number % 10), value.clone(), None);
+                    if !matches!(
+                        tokio::time::timeout(Duration::from_secs(10), put).await,
+                        Ok(Ok(_))
+                    ) {
+                        break;
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+            }
         };
-        let connector = tower::service_fn(move |_| dial(target.clone()));
-        let channel = tonic::transport::Endpoint::from_static("http://member")
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| format!("{error:?}"))?;
-        let channel = etcd_client::Channel::Tonic(channel);
-        Client::from_channel(channel, None).await.map_err(|error| error.to_string())
+        Writer(self.runtime.spawn(puts))
     }
 
     /// `etcdctl` against all members of a TLS or plain cluster; fails unless it exits 0.
@@ -406,6 +475,25 @@ impl Cluster {
         command.args(args);
         output(command, Duration::from_mins(1))
     }
+}
+
+/// Puts that go on until this is dropped: see [`Cluster::keep_writing`].
+pub(crate) struct Writer(tokio::task::JoinHandle<()>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn connect(target: Target) -> Result<Client, String> {
+    let connector = tower::service_fn(move |_| dial(target.clone()));
+    let channel = tonic::transport::Endpoint::from_static("http://member")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| format!("{error:?}"))?;
+    let channel = etcd_client::Channel::Tonic(channel);
+    Client::from_channel(channel, None).await.map_err(|error| error.to_string())
 }
 
 /// TLS settings of a client that trusts `ca` and shows `leaf`.

@@ -7,15 +7,18 @@
 #![allow(dead_code, reason = "a laboratory offers more than today's tests use")]
 
 pub(crate) mod agent;
+pub(crate) mod alertmanager;
 pub(crate) mod disk;
 pub(crate) mod etcd;
 pub(crate) mod fuse;
 pub(crate) mod http;
 pub(crate) mod kmsg;
+pub(crate) mod node_exporter;
 pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod systemd;
+pub(crate) mod webhook;
 
 use std::collections::HashSet;
 use std::net::TcpListener;

@@ -4,13 +4,35 @@ use super::process::{Daemon, bound_command, output};
 use super::{cached, free_port, http, program, temp_dir, wait_for};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A running Prometheus. Ended when dropped.
 pub(crate) struct Prometheus {
     daemon: Daemon,
     address: SocketAddr,
+    rules: Option<tempfile::TempDir>,
     _folder: tempfile::TempDir,
+}
+
+/// The two versions that `tests/setup.sh` installs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// Debian's.
+    V2,
+    /// That of a later suite. Its range selectors leave out their left end.
+    V3,
+}
+
+impl Version {
+    /// `prometheus` or `promtool`.
+    #[track_caller]
+    pub(crate) fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::V2 => program(name),
+            Self::V3 => cached(&format!("prometheus-3/usr/bin/{name}")),
+        }
+    }
 }
 
 /// One series of an instant query's answer.
@@ -33,15 +55,41 @@ impl Prometheus {
     /// Starts with this configuration and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_as(Version::V2, config, &[])
+    }
+
+    /// Starts this version with further flags and waits until it is ready.
+    ///
+    /// `{folder}` in the configuration is a folder of its own, into which `files` are written: rules.
+    #[track_caller]
+    pub(crate) fn start_with(
+        version: Version,
+        config: &str,
+        files: &[(String, String)],
+        flags: &[String],
+    ) -> Self {
+        let folder = temp_dir("rules");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("a rule file");
+        }
+        let config = config.replace("{folder}", &folder.path().display().to_string());
+        let mut prometheus = Self::start_as(version, &config, flags);
+        prometheus.rules = Some(folder);
+        prometheus
+    }
+
+    #[track_caller]
+    fn start_as(version: Version, config: &str, flags: &[String]) -> Self {
         let folder = temp_dir("prometheus");
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config).expect("a configuration file");
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut command = bound_command(program("prometheus"));
+        let mut command = bound_command(version.program("prometheus"));
         command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
-            .arg(format!("--web.listen-address={address}"));
+            .arg(format!("--web.listen-address={address}"))
+            .args(flags);
         let log = folder.path().join("prometheus.log");
         let mut daemon = Daemon::start("prometheus", command, &log);
         wait_for("Prometheus", Duration::from_secs(30), || {
@@ -51,7 +99,7 @@ impl Prometheus {
                 other => Err(format!("{other:?}\n{}", daemon.describe())),
             }
         });
-        Self { daemon, address, _folder: folder }
+        Self { daemon, address, rules: None, _folder: folder }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -85,6 +133,16 @@ impl Prometheus {
         data["result"].as_array().expect("a list of series").iter().map(series).collect()
     }
 
+    /// What the address below `/api/v1/` answers.
+    pub(crate) fn api(&self, path: &str) -> Result<serde_json::Value, String> {
+        let response = http::get(self.address, &format!("/api/v1/{path}"))?;
+        let text = response.text();
+        if response.status != 200 {
+            return Err(format!("{path}: {} {text}", response.status));
+        }
+        serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))
+    }
+
     /// Queries until `condition` holds.
     #[track_caller]
     pub(crate) fn wait_for(
@@ -113,7 +171,7 @@ fn series(entry: &serde_json::Value) -> Series {
     }
 }
 
-fn percent_encode(text: &str) -> String {
+pub(crate) fn percent_encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),
