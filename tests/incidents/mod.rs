@@ -18,7 +18,7 @@ mod scale;
 use crate::lab::agent::{Agent, Scrape};
 use crate::lab::alertmanager::Alertmanager;
 use crate::lab::http;
-use crate::lab::prometheus::{Prometheus, Version, percent_encode};
+use crate::lab::prometheus::{Prometheus, Version};
 use crate::lab::webhook::{Notice, Webhook};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -370,12 +370,10 @@ impl Incident {
         let step = (15e3 / self.factor).max(100.0);
         let firing = format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\",{matcher}}}")
             .replace(",}", "}");
-        let path = format!(
-            "query_range?query={}&start={from:.3}&end={to:.3}&step={step:.0}ms",
-            percent_encode(&firing)
-        );
-        let answer = self.prometheus.api(&path).unwrap_or_else(|error| panic!("{error}"));
-        let series = answer["data"]["result"].as_array().into_iter().flatten();
+        let (start, end, step) = (format!("{from:.3}"), format!("{to:.3}"), format!("{step:.0}ms"));
+        let range = [("query", &*firing), ("start", &*start), ("end", &*end), ("step", &*step)];
+        let answer = self.prometheus.api("query_range", &range);
+        let series = answer["result"].as_array().into_iter().flatten();
         let first = |s: &serde_json::Value| s["values"][0][0].as_f64();
         series.filter_map(first).min_by(f64::total_cmp).map(|at| (at - from) * self.factor)
     }

@@ -174,11 +174,13 @@ struct Range {
 
 fn ask(prometheus: &Prometheus, target: &Value, expr: &str, range: Range) -> Value {
     if target["instant"] == true {
-        return prometheus.api("query", &[("query", expr), ("time", &range.end.to_string())]);
+        let time = range.end.to_string();
+        return prometheus.api("query", &[("query", expr), ("time", &time)])["result"].take();
     }
     let (start, end) = (range.start.to_string(), range.end.to_string());
     prometheus
-        .api("query_range", &[("query", expr), ("start", &start), ("end", &end), ("step", "1")])
+        .api("query_range", &[("query", expr), ("start", &start), ("end", &end), ("step", "1")])["result"]
+        .take()
 }
 
 /// The board with the answers to all of its queries, as the drawing wants it.

@@ -106,7 +106,7 @@ impl Prometheus {
         self.address
     }
 
-    /// `data.result` of the answer of the HTTP API; fails with Prometheus' words when it is refused.
+    /// `data` of the answer of the HTTP API; fails with Prometheus' words when it is refused.
     #[track_caller]
     pub(crate) fn api(&self, call: &str, arguments: &[(&str, &str)]) -> serde_json::Value {
         let arguments =
@@ -117,30 +117,15 @@ impl Prometheus {
         assert_eq!(response.status, 200, "{path}: {text}");
         let mut answer: serde_json::Value =
             serde_json::from_str(&text).expect("JSON of Prometheus");
-        answer["data"]["result"].take()
+        answer["data"].take()
     }
 
     /// The answer to an instant query; fails with Prometheus' words when it is refused.
     #[track_caller]
     pub(crate) fn query(&self, expression: &str) -> Vec<Series> {
-        let path = format!("/api/v1/query?query={}", percent_encode(expression));
-        let response = http::get(self.address, &path).unwrap_or_else(|error| panic!("{error}"));
-        let text = response.text();
-        assert_eq!(response.status, 200, "query {expression:?}: {text}");
-        let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON of Prometheus");
-        let data = &answer["data"];
-        assert_eq!(data["resultType"], "vector", "query {expression:?}: {text}");
+        let data = self.api("query", &[("query", expression)]);
+        assert_eq!(data["resultType"], "vector", "query {expression:?}: {data}");
         data["result"].as_array().expect("a list of series").iter().map(series).collect()
-    }
-
-    /// What the address below `/api/v1/` answers.
-    pub(crate) fn api(&self, path: &str) -> Result<serde_json::Value, String> {
-        let response = http::get(self.address, &format!("/api/v1/{path}"))?;
-        let text = response.text();
-        if response.status != 200 {
-            return Err(format!("{path}: {} {text}", response.status));
-        }
-        serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))
     }
 
     /// Queries until `condition` holds.
@@ -171,7 +156,7 @@ fn series(entry: &serde_json::Value) -> Series {
     }
 }
 
-pub(crate) fn percent_encode(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),
