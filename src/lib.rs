@@ -18,6 +18,7 @@ pub mod catalog;
 pub mod child;
 pub mod config;
 pub mod etcd;
+pub mod history;
 pub mod host;
 pub mod inspect;
 pub mod metric;
@@ -28,6 +29,7 @@ pub mod scheduler;
 pub mod self_metrics;
 pub mod store;
 pub mod thresholds;
+pub mod verdict;
 pub mod web;
 
 use std::path::PathBuf;

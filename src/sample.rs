@@ -169,6 +169,43 @@ impl Histogram {
         self.sum
     }
 
+    /// What was counted since `earlier`, a copy of this distribution; all of it when that is none.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let is_copy = self.bounds == earlier.bounds
+            && self.counts.iter().zip(&earlier.counts).all(|(now, then)| now >= then);
+        if !is_copy {
+            return self.clone();
+        }
+        let counts =
+            self.counts.iter().zip(&earlier.counts).map(|(now, then)| now - then).collect();
+        Self { bounds: self.bounds.clone(), counts, sum: self.sum - earlier.sum }
+    }
+
+    /// The value below which this share of the counted ones lies, as `histogram_quantile` estimates it: evenly
+    /// spread within a bucket, and the last finite bound for what lies above. None when nothing was counted.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let total = self.count();
+        if total == 0 {
+            return None;
+        }
+        let rank = share * total as f64;
+        let (mut below, mut lower) = (0.0, 0.0);
+        for (upper, count) in self.buckets() {
+            let count = count as f64;
+            if below + count >= rank && count > 0.0 {
+                let part = ((rank - below) / count).clamp(0.0, 1.0);
+                return Some(if upper.is_finite() {
+                    lower + (upper - lower) * part
+                } else {
+                    lower
+                });
+            }
+            (below, lower) = (below + count, if upper.is_finite() { upper } else { lower });
+        }
+        Some(lower)
+    }
+
     /// Upper bound and own count of each bucket; the last bound is infinite.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);

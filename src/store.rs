@@ -4,7 +4,7 @@
 //! the last scrape in the same format, as long as no batch has changed and at most 250 ms long.
 //! What a silent sampler leaves behind is decided by the kind of metric; see [`Desc::stays`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use tokio::time::Instant;
 
+use crate::history::History;
 use crate::metric::{Desc, Kind};
 use crate::sample::{Batch, Event, Series, Value};
 use crate::samplers;
@@ -33,6 +34,7 @@ pub struct Store {
     events: Mutex<VecDeque<Event>>,
     generation: AtomicU64,
     bodies: Mutex<HashMap<&'static str, Body>>,
+    history: Mutex<History>,
     statuses: Arc<Statuses>,
 }
 
@@ -70,6 +72,7 @@ impl Store {
             let excess = ring.len().saturating_sub(EVENTS);
             ring.drain(..excess);
         }
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).record(&batch, Instant::now());
         let stale_after = (interval * 3).max(MIN_STALE);
         let slot = Slot { batch: Arc::new(batch), taken: Instant::now(), stale_after };
         self.slots.write().unwrap_or_else(PoisonError::into_inner).insert(sampler, slot);
@@ -104,14 +107,30 @@ impl Store {
         current
     }
 
+    /// Every series as a scrape would show it now.
+    pub fn series(&self) -> Vec<Series> {
+        let stays: HashSet<&str> =
+            descs().filter(|desc| desc.stays).map(|desc| desc.name).collect();
+        let mut all = Vec::new();
+        for (batch, fresh) in self.current() {
+            let shown = batch.all().iter().filter(|s| fresh || stays.contains(s.metric));
+            all.extend(shown.cloned());
+        }
+        all
+    }
+
+    /// What a growing series was `span` ago; see [`History::before`].
+    pub fn before(&self, metric: &'static str, labels: &[String], span: Duration) -> Option<Value> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.before(metric, labels, span, Instant::now()).cloned()
+    }
+
     /// The number under these labels as a scrape would show it now.
     #[cfg(test)]
     pub(crate) fn value(&self, metric: &str, labels: &[&str]) -> Option<f64> {
-        self.current().iter().find_map(|(batch, fresh)| {
-            let series = batch.all().iter().find(|s| s.metric == metric && s.labels == labels)?;
-            let stays = || descs().find(|d| d.name == metric).is_some_and(|d| d.stays);
-            (*fresh || stays()).then(|| series.value.as_number())
-        })
+        let all = self.series();
+        let series = all.iter().find(|s| s.metric == metric && s.labels == labels)?;
+        Some(series.value.as_number())
     }
 
     /// The body in the format that `render` makes, rendered anew if anything has changed.

@@ -86,7 +86,48 @@ pub struct Threshold {
     pub hold: Duration,
 }
 
+/// Processes whose death by the kernel is the control plane's.
+pub const CONTROL_PLANE: [&str; 15] = [
+    "etcd",
+    "k3s",
+    "k3s-server",
+    "rke2",
+    "k0s",
+    "kine",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kubelite",
+    "k8s-dqlite",
+    "containerd",
+    "crio",
+    "dockerd",
+];
+/// Threads of the kernel that write to disks; blocked ones are the control plane's trouble as well.
+pub const WRITERS: [&str; 4] = ["jbd2", "xfsaild", "txg_sync", "btrfs-transaction"];
+/// Events of the kernel's log after which a filesystem takes no more writes.
+pub const FILESYSTEM_ABORTED: [&str; 5] = [
+    "jbd2_abort",
+    "ext4_remount_ro",
+    "xfs_shutdown",
+    "btrfs_forced_readonly",
+    "zfs_pool_suspended",
+];
+/// Ways in which the sync probe fails that say nothing about the disk.
+pub const NO_FAULT_OF_THE_DISK: [&str; 5] = ["ENOENT", "ENOTDIR", "EACCES", "EPERM", "EOPNOTSUPP"];
+
 impl Threshold {
+    /// Whether this value is on the bad side of the limit.
+    pub fn is_bad(&self, value: f64) -> bool {
+        match self.bad {
+            Bad::Above => value > self.limit,
+            Bad::AtLeast => value >= self.limit,
+            Bad::Below => value < self.limit,
+            Bad::Exactly => (value - self.limit).abs() < f64::EPSILON,
+        }
+    }
+
     /// The condition for people, such as `above 65 %`.
     pub fn condition(&self) -> String {
         let limit = match self.unit {

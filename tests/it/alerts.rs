@@ -308,6 +308,29 @@ fn the_rules_have_the_thresholds_of_the_table_and_no_others() {
 }
 
 #[test]
+fn the_lists_of_processes_and_events_are_those_of_the_table() {
+    let list = |names: &[&str]| names.join("|");
+    let ours = list(&thresholds::CONTROL_PLANE);
+    let aborted = list(&thresholds::FILESYSTEM_ABORTED);
+    let harmless = list(&thresholds::NO_FAULT_OF_THE_DISK);
+    for (alert, severity, matcher) in [
+        ("ControlPlaneOOMKill", "critical", format!("process=~\"{ours}\"")),
+        ("ControlPlaneOOMKill", "warning", format!("process!~\"{ours}\"")),
+        (
+            "ControlPlaneHungTask",
+            "warning",
+            format!("process=~\"{ours}|{}\"", list(&thresholds::WRITERS)),
+        ),
+        ("ControlPlaneFilesystemAborted", "critical", format!("event=~\"{aborted}\"")),
+        ("ControlPlaneDiskSyncFailing", "critical", format!("errno!~\"{harmless}\"")),
+    ] {
+        let rules = rules();
+        let rule = rules.iter().find(|r| r.alert == alert && r.severity == severity).unwrap();
+        assert!(rule.expr.contains(&matcher), "{}: {matcher} in {}", rule.id(), rule.expr);
+    }
+}
+
+#[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let all = catalog();
     let alerts = names();

@@ -33,6 +33,30 @@ fn quick(agent: &Agent) -> Scrape {
     scrape
 }
 
+/// The status page says what is wrong without Prometheus, with the alert whose runbook helps.
+fn the_page_tells_the_causes_first(agent: &Agent) {
+    let status = agent.get("/api/v1/status").unwrap().text();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["health"], "critical");
+    let verdicts = status["verdicts"].as_array().unwrap();
+    for (alert, health) in [
+        ("ControlPlaneKernelIOErrors", "critical"),
+        ("ControlPlaneDiskSyncFailing", "critical"),
+        ("ControlPlaneEtcdMemberDown", "critical"),
+        ("ControlPlaneEtcdQuorumAtRisk", "warning"),
+        ("ControlPlaneLonghornOrphans", "critical"),
+        ("ControlPlaneUnitDied", "warning"),
+    ] {
+        let is_said = |v: &serde_json::Value| v["alert"] == alert && v["health"] == health;
+        assert!(verdicts.iter().any(is_said), "no {health} {alert}: {verdicts:#?}");
+    }
+    let page = agent.get("/").unwrap().text();
+    let wrong = page.find("What is wrong").expect("the page begins with what is wrong");
+    let cause = page.find("last failed sync").unwrap();
+    let effect = page.find("does not answer").unwrap();
+    assert!(wrong < cause && cause < effect, "causes come first");
+}
+
 #[test]
 fn every_signal_moves_as_a_node_goes_from_healthy_to_dead() {
     let _turn = lab::alone();
@@ -147,6 +171,7 @@ fn every_signal_moves_as_a_node_goes_from_healthy_to_dead() {
             && scrape.all("controlplane_etcd_peer_up", &[]).iter().any(|s| s.value < 0.5)
     });
 
+    the_page_tells_the_causes_first(&agent);
     let events = agent.get("/api/v1/status").unwrap().text();
     for what in ["sync_stalled", "sync_failed", "unit_exit", "etcd_down"] {
         assert!(events.contains(&format!("\"kind\":\"{what}")), "no event {what}*: {events}");

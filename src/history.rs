@@ -1,0 +1,122 @@
+//! A short memory of what only grows, so that rates can be told without Prometheus.
+//!
+//! It keeps a copy of few metrics, some minutes apart, in memory: below 0.3 MB with 64 units and four paths.
+//! A first value counts from the agent's start, so a rate of 24 hours is one of the agent's life until then.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::sample::{Batch, Value};
+
+/// What is kept: the metric, how far back, and how often.
+const KEPT: [(&str, Duration, Duration); 4] = [
+    ("controlplane_fdatasync_duration_seconds", Duration::from_mins(15), Duration::from_mins(1)),
+    ("controlplane_fdatasync_stalls_total", Duration::from_mins(10), Duration::from_mins(1)),
+    ("controlplane_etcd_request_duration_seconds", Duration::from_mins(10), Duration::from_mins(1)),
+    ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),
+];
+
+/// Metric and labels.
+type Key = (&'static str, Vec<String>);
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub struct History {
+    series: HashMap<Key, VecDeque<(Instant, Value)>>,
+}
+
+impl History {
+    /// Keeps what is to be kept of a batch, unless the last copy is young enough.
+    pub fn record(&mut self, batch: &Batch, now: Instant) {
+        for (metric, span, step) in KEPT {
+            for series in batch.all().iter().filter(|series| series.metric == metric) {
+                let kept = self.series.entry((metric, series.labels.clone())).or_default();
+                if kept.back().is_some_and(|(taken, _)| now.duration_since(*taken) < step) {
+                    continue;
+                }
+                kept.push_back((now, series.value.clone()));
+                // The one before the span's beginning stays: it is what the first of the span is compared with.
+                while kept.get(1).is_some_and(|(taken, _)| now.duration_since(*taken) >= span) {
+                    kept.pop_front();
+                }
+            }
+        }
+        // What has not been seen for a day is not coming back.
+        self.series.retain(|_, kept| {
+            kept.back()
+                .is_some_and(|(taken, _)| now.duration_since(*taken) < Duration::from_hours(25))
+        });
+    }
+
+    /// The value that this series had `span` ago, or its oldest kept one when it is younger.
+    pub fn before(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+        span: Duration,
+        now: Instant,
+    ) -> Option<&Value> {
+        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let old = kept.iter().rev().find(|(taken, _)| now.duration_since(*taken) >= span);
+        old.or_else(|| kept.front()).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::Metric;
+
+    static RESTARTS: Metric<1> =
+        Metric::counter("controlplane_systemd_unit_restarts_total", "Restarts.", ["unit"]);
+
+    fn batch(restarts: f64) -> Batch {
+        let mut batch = Batch::default();
+        batch.push(&RESTARTS, ["k3s.service"], restarts);
+        batch
+    }
+
+    fn number(history: &History, minutes: u64, now: Instant) -> Option<f64> {
+        let labels = ["k3s.service".to_owned()];
+        let span = Duration::from_mins(minutes);
+        history.before(RESTARTS.desc().name, &labels, span, now).map(Value::as_number)
+    }
+
+    #[test]
+    fn a_value_of_yesterday_is_found_and_an_older_one_forgotten() {
+        let mut history = History::default();
+        let start = Instant::now();
+        let at = |minutes: u64| start + Duration::from_mins(minutes);
+        for minutes in 0..3 * 24 * 60 {
+            history.record(&batch(minutes as f64), at(minutes));
+        }
+        let now = at(3 * 24 * 60);
+        let day = number(&history, 24 * 60, now).unwrap();
+        assert!((2_870.0..=2_880.0).contains(&day), "{day}");
+        let ten = number(&history, 10, now).unwrap();
+        assert!((4_300.0..=4_310.0).contains(&ten), "{ten}");
+        let kept = history.series.values().map(VecDeque::len).sum::<usize>();
+        assert!(kept <= 290, "{kept} copies");
+    }
+
+    #[test]
+    fn a_young_series_is_compared_with_its_first_value() {
+        let mut history = History::default();
+        let start = Instant::now();
+        assert_eq!(number(&history, 10, start), None);
+        history.record(&batch(3.0), start);
+        assert_eq!(number(&history, 24 * 60, start + Duration::from_secs(5)), Some(3.0));
+    }
+
+    #[test]
+    fn other_metrics_are_not_kept() {
+        static OTHER: Metric<0> = Metric::gauge("controlplane_other", "Other.", []);
+        let mut other = Batch::default();
+        other.push(&OTHER, [], 1.0);
+        let mut history = History::default();
+        history.record(&other, Instant::now());
+        assert!(history.series.is_empty());
+    }
+}
