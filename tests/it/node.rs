@@ -44,7 +44,6 @@ fn the_page_tells_the_causes_first(agent: &Agent) {
         ("ControlPlaneDiskSyncFailing", "critical"),
         ("ControlPlaneEtcdMemberDown", "critical"),
         ("ControlPlaneEtcdQuorumAtRisk", "warning"),
-        ("ControlPlaneLonghornOrphans", "critical"),
         ("ControlPlaneUnitDied", "warning"),
     ] {
         let is_said = |v: &serde_json::Value| v["alert"] == alert && v["health"] == health;
