@@ -1,6 +1,6 @@
 //! A short memory of what only grows, so that rates can be told without Prometheus.
 //!
-//! It keeps a copy of few metrics, some minutes apart, in memory: below 0.3 MB with 64 units and four paths.
+//! It keeps a copy of few metrics, some minutes apart, in memory: 0.2 MB with eight units, 1.6 MB with 64 (80 bytes a copy).
 //! A first value counts from the agent's start, so a rate of 24 hours is one of the agent's life until then.
 
 use std::collections::{HashMap, VecDeque};
