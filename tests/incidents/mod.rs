@@ -375,7 +375,7 @@ impl Incident {
         let answer = self.prometheus.api("query_range", &range);
         let series = answer["result"].as_array().into_iter().flatten();
         let first = |s: &serde_json::Value| s["values"][0][0].as_f64();
-        series.filter_map(first).min_by(f64::total_cmp).map(|at| (at - from) * self.factor)
+        series.filter_map(first).min_by(f64::total_cmp).map(|at| ((at - from) * self.factor).abs())
     }
 
     /// Ends the replay: fills in what the stock rules did, prints the table, and leaves it for the report.
