@@ -30,18 +30,26 @@ pub struct History {
 impl History {
     /// Keeps what is to be kept of a batch, unless the last copy is young enough.
     pub fn record(&mut self, batch: &Batch, now: Instant) {
-        for (metric, span, step) in KEPT {
-            for series in batch.all().iter().filter(|series| series.metric == metric) {
-                let kept = self.series.entry((metric, series.labels.clone())).or_default();
-                if kept.back().is_some_and(|(taken, _)| now.duration_since(*taken) < step) {
-                    continue;
-                }
-                kept.push_back((now, series.value.clone()));
-                // The one before the span's beginning stays: it is what the first of the span is compared with.
-                while kept.get(1).is_some_and(|(taken, _)| now.duration_since(*taken) >= span) {
-                    kept.pop_front();
-                }
+        let mut grown = false;
+        for series in batch.all() {
+            let Some((metric, span, step)) = KEPT.iter().find(|(name, ..)| *name == series.metric)
+            else {
+                continue;
+            };
+            let kept = self.series.entry((metric, series.labels.clone())).or_default();
+            if kept.back().is_some_and(|(taken, _)| now.duration_since(*taken) < *step) {
+                continue;
             }
+            kept.push_back((now, series.value.clone()));
+            grown = true;
+            // The one before the span's beginning stays: it is what the first of the span is compared with.
+            while kept.get(1).is_some_and(|(taken, _)| now.duration_since(*taken) >= *span) {
+                kept.pop_front();
+            }
+        }
+        // Most batches bring nothing to keep: the kernel's comes twice a second.
+        if !grown {
+            return;
         }
         // What has not been seen for a day is not coming back.
         self.series.retain(|_, kept| {

@@ -176,9 +176,21 @@ impl<'a> Court<'a> {
         value: f64,
         figure: String,
     ) {
-        let rows = rows(alert, row);
-        debug_assert!(!rows.is_empty(), "the table has no row {alert} {row:?}");
-        let (health, limit) = (by_table(&rows, value), limit(&rows));
+        self.measure_by(&rows(alert, row), topic, alert, what, value, figure);
+    }
+
+    /// Judges a figure by these rows of the table.
+    fn measure_by(
+        &mut self,
+        rows: &[&Threshold],
+        topic: Topic,
+        alert: &'static str,
+        what: &str,
+        value: f64,
+        figure: String,
+    ) {
+        debug_assert!(!rows.is_empty(), "the table has no row of {alert} for {what}");
+        let (health, limit) = (by_table(rows, value), limit(rows));
         self.verdicts.push(Verdict { topic, health, what: what.to_owned(), figure, limit, alert });
     }
 
@@ -365,8 +377,8 @@ impl<'a> Court<'a> {
                 figure,
             );
         }
+        let failed = self.all("controlplane_fdatasync_failures_total");
         for series in self.all("controlplane_fdatasync_failure_last_timestamp_seconds") {
-            let failed = self.all("controlplane_fdatasync_failures_total");
             let of_disk = failed.iter().any(|f| {
                 f.labels[..2] == series.labels[..]
                     && !thresholds::NO_FAULT_OF_THE_DISK.contains(&f.labels[3].as_str())
@@ -446,10 +458,11 @@ impl<'a> Court<'a> {
     }
 
     fn units(&mut self) {
+        let unit_states = self.all("controlplane_systemd_unit_state");
         for series in self.all("controlplane_systemd_unit_expected") {
             let unit = series.labels[0].as_str();
-            let states = self.all("controlplane_systemd_unit_state");
-            let state = states.iter().find(|s| s.labels[0] == unit && s.value.as_number() > 0.5);
+            let state =
+                unit_states.iter().find(|s| s.labels[0] == unit && s.value.as_number() > 0.5);
             let state = state.map_or("unknown", |s| s.labels[1].as_str());
             let expected = series.value.as_number() > 0.5;
             let (health, alert) = match state {
@@ -507,12 +520,11 @@ impl<'a> Court<'a> {
         let Some(up) = self.number("controlplane_etcd_up", &[]) else { return };
         let voters = self.number("controlplane_etcd_voters_listed", &[]);
         let reachable = self.number("controlplane_etcd_voters_reachable", &[]);
-        let at_risk = match (voters, reachable) {
-            (Some(voters), Some(reachable)) => {
-                voters > 1.0 && reachable <= (voters / 2.0).floor() + 1.0
-            }
-            _ => false,
-        };
+        // Of a single voter there is no quorum to speak of.
+        let quorum = voters.filter(|voters| *voters > 1.0).zip(reachable);
+        let quorum =
+            quorum.map(|(voters, reachable)| (voters, reachable, (voters / 2.0).floor() + 1.0));
+        let at_risk = quorum.is_some_and(|(_, reachable, majority)| reachable <= majority);
         if up < 0.5 {
             let alone = voters.is_none_or(|voters| voters < 2.0);
             let health = if at_risk || alone { Health::Critical } else { Health::Warning };
@@ -526,8 +538,7 @@ impl<'a> Court<'a> {
         } else {
             self.member();
         }
-        if let (Some(voters), Some(reachable)) = (voters.filter(|v| *v > 1.0), reachable) {
-            let majority = (voters / 2.0).floor() + 1.0;
+        if let Some((voters, reachable, majority)) = quorum {
             let (health, alert) = match () {
                 () if reachable < majority => (Health::Critical, "ControlPlaneEtcdQuorumLost"),
                 () if voters < 2.5 => (Health::Warning, "ControlPlaneEtcdTwoVoters"),
@@ -644,9 +655,8 @@ impl<'a> Court<'a> {
             let alert = "ControlPlaneEtcdRequestsSlow";
             let rows: Vec<&Threshold> =
                 thresholds::TABLE.iter().filter(|row| row.alert == alert).collect();
-            let (health, limit) = (by_table(&rows, p90), limit(&rows));
-            let what = "reads through etcd, p90 of 10 minutes".to_owned();
-            self.verdicts.push(Verdict { topic, health, what, figure: length(p90), limit, alert });
+            let what = "reads through etcd, p90 of 10 minutes";
+            self.measure_by(&rows, topic, alert, what, p90, length(p90));
         }
     }
 

@@ -82,6 +82,13 @@ mod tests {
     }
 
     #[test]
+    fn the_processes_that_alerts_name_are_told_apart() {
+        for name in crate::thresholds::CONTROL_PLANE.iter().chain(&crate::thresholds::WRITERS) {
+            assert!(KNOWN.contains(name), "{name} would be exported as `other`");
+        }
+    }
+
+    #[test]
     fn no_two_names_are_cut_to_the_same() {
         for name in KNOWN {
             assert_eq!(known(&name[..name.len().min(COMM_BYTES)]), *name);
