@@ -86,6 +86,10 @@ pub struct Threshold {
     pub hold: Duration,
 }
 
+/// Where the runbooks of the alerts are; a page is named like its alert, with `.md`.
+pub const RUNBOOKS: &str =
+    "https://github.com/controlplane-exporter/controlplane-exporter/blob/main/alerts/runbooks/";
+
 /// Processes whose death by the kernel is the control plane's.
 pub const CONTROL_PLANE: [&str; 15] = [
     "etcd",

@@ -11,6 +11,7 @@ use super::App;
 use crate::host::Facts;
 use crate::samplers;
 use crate::self_metrics::State;
+use crate::thresholds::RUNBOOKS;
 use crate::verdict::{self, Health, Topic, Verdict};
 
 /// `/api/v1/status`: the node, the verdicts, the samplers, the newest events.
@@ -51,10 +52,6 @@ fn status(app: &App) -> Value {
         "events": app.store.events(),
     })
 }
-
-/// Where the runbooks of the alerts are.
-const RUNBOOKS: &str =
-    "https://github.com/controlplane-exporter/controlplane-exporter/blob/main/alerts/runbooks/";
 
 /// Colours say the same as the symbol and the word beside them. Every one of them has a contrast of at least
 /// 4.5 to its background, in both schemes.
@@ -116,7 +113,6 @@ pub(super) async fn page(extract::State(app): extract::State<App>) -> Html<Strin
 ",
         title = verdict::worst(&verdicts).as_str(),
         node = escape(&node(&facts)),
-        overall = overall,
         wrong = wrong(&verdicts),
         topics = topics(&app, &verdicts),
         events = events(&app),

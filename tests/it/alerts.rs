@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use controlplane_exporter::metric::Desc;
+use controlplane_exporter::thresholds::RUNBOOKS;
 use controlplane_exporter::{store, thresholds};
 use regex::Regex;
 use yaml_rust2::{Yaml, YamlLoader};
@@ -14,8 +15,6 @@ use yaml_rust2::{Yaml, YamlLoader};
 use crate::lab;
 use crate::lab::process::{bound_command, output, run};
 
-const RUNBOOKS: &str =
-    "https://github.com/controlplane-exporter/controlplane-exporter/blob/main/alerts/runbooks/";
 /// Always fires, and has neither a condition nor a place.
 const WATCHDOG: &str = "ControlPlaneWatchdog";
 /// Nothing may ever silence these.
@@ -108,14 +107,10 @@ fn names() -> BTreeSet<String> {
     rules().into_iter().map(|rule| rule.alert).collect()
 }
 
-fn catalog() -> Vec<&'static Desc> {
-    store::descs().collect()
-}
-
 /// The metric that a word of an expression or a page means, whatever suffix its kind adds.
-fn metric(word: &str, all: &[&'static Desc]) -> Option<&'static Desc> {
+pub(crate) fn metric(word: &str) -> Option<&'static Desc> {
     let parts = ["_bucket", "_sum", "_count"].iter().filter_map(|end| word.strip_suffix(end));
-    std::iter::once(word).chain(parts).find_map(|name| all.iter().find(|d| d.name == name).copied())
+    std::iter::once(word).chain(parts).find_map(|name| store::descs().find(|d| d.name == name))
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -158,7 +153,6 @@ fn every_rule_keeps_the_conventions() {
 
 #[test]
 fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
-    let all = catalog();
     let names = Regex::new(r"\b[a-zA-Z_:][a-zA-Z0-9_:]*\b").unwrap();
     let selector = Regex::new(r"(controlplane_[a-z0-9_]+)\{([^}]*)\}").unwrap();
     let range = Regex::new(r"\[[^\]]*\]|offset \w+").unwrap();
@@ -194,7 +188,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
     for rule in rules() {
         let id = rule.id();
         for found in selector.captures_iter(&rule.expr) {
-            let desc = metric(&found[1], &all).unwrap_or_else(|| panic!("{id}: no {}", &found[1]));
+            let desc = metric(&found[1]).unwrap_or_else(|| panic!("{id}: no {}", &found[1]));
             for pair in matcher.captures_iter(&found[2]) {
                 assert!(
                     desc.labels.contains(&&pair[1]),
@@ -209,7 +203,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
         for found in grouping.captures_iter(&rule.expr) {
             assert!(&found[1] != "without" && &found[1] != "ignoring", "{id}: {}", &found[0]);
             let labels = found.get(3).map_or("", |labels| labels.as_str());
-            let own = |label: &str| all.iter().any(|d| d.labels.contains(&label));
+            let own = |label: &str| store::descs().any(|d| d.labels.contains(&label));
             for label in labels.split(',').map(str::trim).filter(|label| !label.is_empty()) {
                 assert!(
                     ["cluster", "job", "instance", "le"].contains(&label) || own(label),
@@ -224,7 +218,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
         let bare = grouping.replace_all(&bare, " ");
         let bare = range.replace_all(&bare, " ");
         for word in names.find_iter(&bare).map(|found| found.as_str()) {
-            let fine = known.contains(word) || metric(word, &all).is_some();
+            let fine = known.contains(word) || metric(word).is_some();
             assert!(fine, "{id}: {word} is no series of this agent");
         }
         for banned in ["topk", "bottomk"] {
@@ -332,7 +326,6 @@ fn the_lists_of_processes_and_events_are_those_of_the_table() {
 
 #[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
-    let all = catalog();
     let alerts = names();
     let alert = Regex::new(r"\bControlPlane[A-Z][A-Za-z]+\b").unwrap();
     let link = Regex::new(r"\]\(([^)#]+\.md)[^)]*\)").unwrap();
@@ -343,8 +336,8 @@ fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
         let content = read(&path);
         for word in words(&content) {
             let prefix = word.trim_end_matches('_');
-            let known = metric(&word, &all).is_some()
-                || all.iter().any(|d| d.name.starts_with(&format!("{prefix}_")));
+            let known = metric(&word).is_some()
+                || store::descs().any(|d| d.name.starts_with(&format!("{prefix}_")));
             assert!(known, "{page}: there is no metric {word}");
         }
         for found in alert.find_iter(&content) {
@@ -380,12 +373,11 @@ fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
 
 #[test]
 fn the_pages_of_the_project_name_no_metric_that_does_not_exist() {
-    let all = catalog();
     for page in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
         let content = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page));
         for word in words(&content) {
-            let known = metric(&word, &all).is_some()
-                || all.iter().any(|d| d.name.starts_with(&word) && word.ends_with('_'));
+            let known = metric(&word).is_some()
+                || store::descs().any(|d| d.name.starts_with(&word) && word.ends_with('_'));
             assert!(known, "{page}: there is no metric {word}");
         }
     }

@@ -6,18 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use controlplane_exporter::metric::{Desc, Kind};
+use controlplane_exporter::metric::Kind;
+use controlplane_exporter::thresholds::RUNBOOKS;
 use controlplane_exporter::{store, thresholds};
 use regex::Regex;
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
+use crate::alerts::metric;
 use crate::lab;
 use crate::lab::process::{Output, bound_command, output, run};
 
 const BOARDS: [&str; 3] = ["overview", "node", "datastore"];
-const RUNBOOKS: &str =
-    "https://github.com/controlplane-exporter/controlplane-exporter/blob/main/alerts/runbooks/";
 /// The panels that we use, and Grafana's names of the units that we use.
 const KINDS: [&str; 5] = ["stat", "table", "timeseries", "state-timeline", "heatmap"];
 const UNITS: [&str; 6] = ["none", "short", "s", "bytes", "percentunit", "wps"];
@@ -326,12 +326,6 @@ fn every_panel_says_what_it_shows_what_is_bad_and_where_it_goes_on() {
             places.push([x, y, w, h]);
         }
     }
-}
-
-/// The metric that a word of a query means, whatever suffix its kind adds.
-fn metric(word: &str) -> Option<&'static Desc> {
-    let parts = ["_bucket", "_sum", "_count"].iter().filter_map(|end| word.strip_suffix(end));
-    std::iter::once(word).chain(parts).find_map(|name| store::descs().find(|d| d.name == name))
 }
 
 #[test]
