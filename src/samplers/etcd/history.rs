@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
+use crate::member::{Answers, Elections};
 use crate::sample::Batch;
 
 use super::alarms::Alarm;
@@ -11,33 +12,20 @@ use super::members::{Roster, hex};
 /// What earlier runs saw.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    up: Option<bool>,
-    leader: Option<(u64, Option<u64>)>,
-    changes: u64,
+    answers: Answers,
+    elections: Elections,
     alarms: BTreeSet<Alarm>,
 }
 
 impl History {
     /// Whether the local member answers; `why` it does not.
     pub(super) fn up(&mut self, up: bool, why: &str, out: &mut Batch) {
-        let before = self.up.replace(up);
-        let now = SystemTime::now();
-        match (before, up) {
-            (None | Some(true), false) => {
-                tracing::warn!(why, "etcd does not answer");
-                out.event(now, "etcd_down", format!("etcd does not answer: {why}"));
-            }
-            (Some(false), true) => {
-                tracing::info!("etcd answers again");
-                out.event(now, "etcd_up", "etcd answers again");
-            }
-            _ => {}
-        }
+        self.answers.see("etcd", up, why, out);
     }
 
     /// Elections seen since the start.
     pub(super) fn leader_changes(&self) -> u64 {
-        self.changes
+        self.elections.count()
     }
 
     /// Who leads in which term; 0 when nobody does.
@@ -48,21 +36,7 @@ impl History {
         roster: Option<&Roster>,
         out: &mut Batch,
     ) {
-        if leader == 0 {
-            return;
-        }
-        // A leader cannot change within a term: Status is no snapshot, and the new term is still to
-        // come. It is taken over without being counted again.
-        let (changed, term) = match self.leader {
-            None => (false, Some(term)),
-            Some((before, known)) if before == leader => {
-                (known.is_some_and(|known| known != term), Some(term))
-            }
-            Some((_, known)) => (true, Some(term).filter(|term| known != Some(*term))),
-        };
-        self.leader = Some((leader, term));
-        if changed {
-            self.changes += 1;
+        if leader != 0 && self.elections.see(leader, Some(term)) {
             let name = roster.and_then(|r| r.find(leader)).map_or("", |member| &member.name);
             let text = format!("etcd member {name} ({}) was elected leader", hex(leader));
             out.event(SystemTime::now(), "leader_changed", text.replace("  ", " "));

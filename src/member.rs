@@ -1,0 +1,62 @@
+//! What changed at a member of a datastore between two runs: whether it answers, and who leads.
+
+use std::time::SystemTime;
+
+use crate::sample::Batch;
+
+/// Whether the local member answers.
+#[derive(Debug, Default)]
+pub struct Answers(Option<bool>);
+
+impl Answers {
+    /// Tells log and timeline when the member of this `datastore` (`etcd`, `dqlite`) ceases to answer, and when it
+    /// answers again; `why` it does not.
+    pub fn see(&mut self, datastore: &str, up: bool, why: &str, out: &mut Batch) {
+        let now = SystemTime::now();
+        match (self.0.replace(up), up) {
+            (None | Some(true), false) => {
+                tracing::warn!(why, "{datastore} does not answer");
+                let text = format!("{datastore} does not answer: {why}");
+                out.event(now, &format!("{datastore}_down"), text);
+            }
+            (Some(false), true) => {
+                tracing::info!("{datastore} answers again");
+                let text = format!("{datastore} answers again");
+                out.event(now, &format!("{datastore}_up"), text);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Elections, by leader and term.
+#[derive(Debug, Default)]
+pub struct Elections {
+    /// The last leader, and the term that was known with it.
+    last: Option<(u64, Option<u64>)>,
+    count: u64,
+}
+
+impl Elections {
+    /// Whether there was an election since the last look. The first sight is none.
+    ///
+    /// Leader and term are no snapshot: a new leader may come with the old term, or with none. There is one leader
+    /// in a term, so the new term is then taken over without being counted again.
+    pub fn see(&mut self, leader: u64, term: Option<u64>) -> bool {
+        let (changed, term) = match self.last {
+            None => (false, term),
+            Some((before, known)) if before == leader => {
+                (known.zip(term).is_some_and(|(known, term)| known != term), term.or(known))
+            }
+            Some((_, known)) => (true, term.filter(|term| known != Some(*term))),
+        };
+        self.last = Some((leader, term));
+        self.count += u64::from(changed);
+        changed
+    }
+
+    /// Elections seen since the start.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
