@@ -1,11 +1,15 @@
-//! The figures in the formats that Prometheus asks for: text 0.0.4 and OpenMetrics 1.0, plain or
-//! gzip. The content types are those of the specification, byte for byte.
+//! The figures in the formats that Prometheus asks for: text 0.0.4, OpenMetrics 1.0 and protobuf,
+//! plain or gzip. The content types are those of the specification, byte for byte. Only protobuf carries native
+//! histograms, and it carries the classic buckets beside them, for servers that want only those.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as model;
+use prometheus_client::encoding::prometheus_protobuf::{self, prometheus_data_model as model};
 use prometheus_client::registry::Registry;
+
+const PROTOBUF: &str =
+    "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 
 /// A format of `/metrics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +18,8 @@ pub enum Format {
     Text,
     /// OpenMetrics 1.0.
     OpenMetrics,
+    /// Prometheus' own messages, each after its length.
+    Protobuf,
 }
 
 /// What a client asked for, and gets.
@@ -33,10 +39,13 @@ impl Negotiated {
             let mut parts = item.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default();
             let (mut q, mut version, mut escaping) = (1.0, "", None);
+            let (mut proto, mut encoding) = ("", "");
             for parameter in parts {
                 match parameter.split_once('=') {
                     Some(("q", value)) => q = value.parse().unwrap_or(0.0),
                     Some(("version", value)) => version = value,
+                    Some(("proto", value)) => proto = value,
+                    Some(("encoding", value)) => encoding = value,
                     Some(("escaping", value)) => {
                         escaping = ["underscores", "dots", "values", "allow-utf-8"]
                             .into_iter()
@@ -47,6 +56,11 @@ impl Negotiated {
             }
             let format = match (media, version) {
                 ("application/openmetrics-text", "1.0.0" | "0.0.1" | "") => Format::OpenMetrics,
+                ("application/vnd.google.protobuf", _)
+                    if (proto, encoding) == ("io.prometheus.client.MetricFamily", "delimited") =>
+                {
+                    Format::Protobuf
+                }
                 ("text/plain", "0.0.4" | "" | "1.0.0") | ("text/*" | "*/*", _) => Format::Text,
                 _ => continue,
             };
@@ -62,9 +76,11 @@ impl Negotiated {
         let mut text = match self.format {
             Format::Text => "text/plain; version=0.0.4; charset=utf-8",
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Protobuf => PROTOBUF,
         }
         .to_owned();
-        if let (Format::OpenMetrics, Some(scheme)) = (self.format, self.escaping) {
+        if let (Format::OpenMetrics | Format::Protobuf, Some(scheme)) = (self.format, self.escaping)
+        {
             text.push_str("; escaping=");
             text.push_str(scheme);
         }
@@ -89,17 +105,29 @@ pub fn accepts_gzip(accept_encoding: &str) -> bool {
 /// When prometheus-client cannot encode a metric, or memory cannot be written to.
 pub fn render(registry: &Registry, format: Format, gzip: bool) -> Result<Vec<u8>, std::io::Error> {
     let mut text = String::with_capacity(64 << 10);
-    match format {
-        Format::OpenMetrics => prometheus_client::encoding::text::encode(&mut text, registry),
-        Format::Text => prometheus_client::encoding::prometheus_protobuf::encode(registry)
-            .and_then(|families| families.iter().try_for_each(|f| print_family(&mut text, f))),
-    }
-    .map_err(std::io::Error::other)?;
+    let body = match format {
+        Format::OpenMetrics => {
+            prometheus_client::encoding::text::encode(&mut text, registry)
+                .map_err(std::io::Error::other)?;
+            text.into_bytes()
+        }
+        Format::Text => {
+            let families = prometheus_protobuf::encode(registry).map_err(std::io::Error::other)?;
+            families
+                .iter()
+                .try_for_each(|family| print_family(&mut text, family))
+                .map_err(std::io::Error::other)?;
+            text.into_bytes()
+        }
+        Format::Protobuf => {
+            prometheus_protobuf::encode_to_vec(registry).map_err(std::io::Error::other)?
+        }
+    };
     if !gzip {
-        return Ok(text.into_bytes());
+        return Ok(body);
     }
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(text.as_bytes())?;
+    encoder.write_all(&body)?;
     encoder.finish()
 }
 
@@ -201,6 +229,26 @@ mod tests {
     }
 
     #[test]
+    fn protobuf_is_sent_to_whoever_wants_it_most_in_the_one_form_there_is() {
+        let wanted = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        // What Prometheus sends when it wants native histograms.
+        let asked =
+            format!("{wanted};q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.2");
+        assert_eq!(Negotiated::from_accept(&asked).content_type(), PROTOBUF);
+        let escaped = Negotiated::from_accept(&format!("{wanted};escaping=dots"));
+        assert_eq!(escaped.content_type(), format!("{PROTOBUF}; escaping=dots"));
+        let less = format!("{wanted};q=0.3,application/openmetrics-text;version=1.0.0;q=0.5");
+        assert_eq!(Negotiated::from_accept(&less).format, Format::OpenMetrics);
+        for other in [
+            "application/vnd.google.protobuf",
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+            "application/vnd.google.protobuf;proto=other;encoding=delimited",
+        ] {
+            assert_eq!(Negotiated::from_accept(other).format, Format::Text, "{other}");
+        }
+    }
+
+    #[test]
     fn whoever_asks_for_nothing_known_gets_text() {
         for accept in [
             "",
@@ -253,12 +301,13 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_is_asked_for_the_answer_has_a_known_content_type(
-            accept in r"(application/openmetrics-text|text/plain|\*/\*|[,;=]|q=|version=|escaping=|[0-9.]{1,5}|NaN|inf|-1|\PC){0,12}",
+            accept in r"(application/openmetrics-text|application/vnd.google.protobuf|proto=io.prometheus.client.MetricFamily|encoding=delimited|text/plain|\*/\*|[,;=]|q=|version=|escaping=|[0-9.]{1,5}|NaN|inf|-1|\PC){0,12}",
             encoding in r"(gzip|\*|[,;=]|q=0|.){0,8}",
         ) {
             let known = [
                 "text/plain; version=0.0.4; charset=utf-8",
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                PROTOBUF,
             ];
             let found = Negotiated::from_accept(&accept).content_type();
             let (bare, escaping) = found.split_once("; escaping=").unwrap_or((&found, "dots"));

@@ -1,32 +1,45 @@
 //! HTTP: figures, status, health, reload. Every answer comes from memory.
 
+mod body;
+mod config;
 pub mod exposition;
+pub mod lock;
+mod password;
 mod patience;
+mod port;
+pub mod socket;
 mod status;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, VARY,
 };
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::host::Facts;
 use crate::store::Store;
+use body::Held;
 use exposition::{Format, Negotiated};
+use lock::Lock;
 use patience::Patience;
+pub use port::Port;
+use socket::Socket;
 
 /// A client that connects or begins a request, and has not sent all its headers by then, is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +49,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// No more clients at a time.
 const CONNECTIONS: usize = 512;
+/// No request has longer headers: with the most clients these are 32 MiB.
+const HEADER_BYTES: usize = 64 << 10;
+/// No more requests at a time on one connection of HTTP/2.
+const STREAMS: u32 = 16;
 
 /// How long open requests may go on when the agent stops.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -56,6 +73,8 @@ pub struct App {
     pub reload: mpsc::Sender<Reload>,
     /// The path of the figures.
     pub telemetry_path: String,
+    /// Room for requests to the pages that cost something; none for any number.
+    room: Option<Arc<Semaphore>>,
     ready: Arc<AtomicBool>,
 }
 
@@ -65,12 +84,14 @@ impl App {
         store: Arc<Store>,
         facts: watch::Receiver<Arc<Facts>>,
         reload: mpsc::Sender<Reload>,
-        telemetry_path: String,
+        web: &crate::config::Web,
     ) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&store)));
-        let ready = Arc::default();
-        Self { store, registry: Arc::new(registry), facts, reload, telemetry_path, ready }
+        let (registry, ready) = (Arc::new(registry), Arc::default());
+        let telemetry_path = web.telemetry_path.clone();
+        let room = (web.max_requests > 0).then(|| Arc::new(Semaphore::new(web.max_requests)));
+        Self { store, registry, facts, reload, telemetry_path, room, ready }
     }
 
     /// Whether the first round of samples is done; once it is, it stays so.
@@ -93,13 +114,46 @@ pub const PAGES: [&str; 5] = ["/", "/api/v1/status", "/-/healthy", "/-/ready", "
 pub fn router(app: App) -> Router {
     let path = app.telemetry_path.clone();
     let [page, json, healthy, is_ready, reloads] = PAGES;
+    let room = app.room.clone();
     Router::new()
         .route(&path, get(metrics))
         .route(page, get(status::page))
         .route(json, get(status::json))
+        .route_layer(axum::middleware::from_fn(move |request, next| {
+            few(room.clone(), request, next)
+        }))
         .route(healthy, get(async || "healthy\n"))
         .route(is_ready, get(ready))
         .route(reloads, post(reload))
+        .with_state(app)
+}
+
+/// The same pages behind a lock, which also answers for paths that are no page.
+pub fn locked(router: Router, lock: &Arc<Lock>) -> Router {
+    let lock = Arc::clone(lock);
+    router.layer(axum::middleware::from_fn(move |request, next| {
+        Arc::clone(&lock).guard(request, next)
+    }))
+}
+
+/// Answers 503 when too many requests are under way. One is until its answer is on its way as a whole.
+async fn few(room: Option<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let Some(room) = room else { return next.run(request).await };
+    match room.try_acquire_owned() {
+        Ok(place) => next.run(request).await.map(|body| Body::new(Held::new(body, place))),
+        Err(_) => {
+            let text = "too many requests at a time (web.max_requests); try again later\n";
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+/// What the Unix socket serves: the pages that change nothing and that a check asks for.
+pub fn local_router(app: App) -> Router {
+    let [_, json, healthy, ..] = PAGES;
+    Router::new()
+        .route(json, get(status::json))
+        .route(healthy, get(async || "healthy\n"))
         .with_state(app)
 }
 
@@ -114,6 +168,8 @@ async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
         (Format::Text, true) => "text gzip",
         (Format::OpenMetrics, false) => "openmetrics",
         (Format::OpenMetrics, true) => "openmetrics gzip",
+        (Format::Protobuf, false) => "protobuf",
+        (Format::Protobuf, true) => "protobuf gzip",
     };
     let render = || exposition::render(&app.registry, negotiated.format, gzip);
     match app.store.body(key, render) {
@@ -165,24 +221,68 @@ async fn reload(State(app): State<App>) -> (StatusCode, String) {
 }
 
 /// Ends a request that takes too long.
-async fn bounded(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+async fn bounded(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
     }
 }
 
-/// Serves the pages on `listener` until `stop` turns true, then lets open requests end for a second.
-pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+/// What a client is talked to on.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+/// A client that can be served.
+pub struct Client {
+    wire: Box<dyn Wire>,
+    http2: bool,
+}
+
+/// Where clients come in.
+pub trait Door: Send + Sync + 'static {
+    /// What a client comes in on.
+    type Raw: Send + 'static;
+
+    /// The next client.
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Raw>> + Send;
+
+    /// What comes before HTTP. It may wait for the client, but does not for ever.
+    fn welcome(
+        &self,
+        raw: Self::Raw,
+    ) -> impl Future<Output = std::io::Result<Client>> + Send + 'static;
+
+    /// How long a client may stay, where the kernel does not see that it has stopped reading.
+    const STAY: Duration;
+}
+
+impl Door for Socket {
+    type Raw = tokio::net::UnixStream;
+    const STAY: Duration = REQUEST_TIMEOUT;
+
+    async fn next(&self) -> std::io::Result<tokio::net::UnixStream> {
+        Ok(self.listener.accept().await?.0)
+    }
+
+    fn welcome(
+        &self,
+        raw: Self::Raw,
+    ) -> impl Future<Output = std::io::Result<Client>> + Send + 'static {
+        std::future::ready(Ok(Client { wire: Box::new(raw), http2: false }))
+    }
+}
+
+/// Serves the pages at `door` until `stop` turns true, then lets open requests end for a second.
+pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let router = router.layer(axum::middleware::from_fn(bounded));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = door.next() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors, usually: the clients that are there must go first.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -195,37 +295,19 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
             drop(stream);
             continue;
         };
-        let mut stop = stop.clone();
-        let unread = u32::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread) {
-            tracing::debug!(%error, "a client that does not read may stay");
-        }
-        let (stream, begun) = Patience::new(stream, HEADER_TIMEOUT);
-        let pages = TowerToHyperService::new(router.clone());
-        let service = service_fn(move |request| {
-            begun.done();
-            pages.call(request)
-        });
+        let welcomed = door.welcome(stream);
+        let (router, stop) = (router.clone(), stop.clone());
         tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            // A client that goes away, or sends no HTTP, is nobody's news.
-            let stopping = async {
-                // The sender is gone only when the agent is.
-                drop(stop.wait_for(|stop| *stop).await);
-            };
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stopping => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let served = async {
+                // A client that goes away, or speaks something else, is nobody's news.
+                match welcomed.await {
+                    Ok(client) if client.http2 => serve_http2(client.wire, router, stop).await,
+                    Ok(client) => serve_http1(client.wire, router, stop).await,
+                    Err(error) => tracing::debug!(%error, "a client was not let in"),
                 }
             };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
+            if tokio::time::timeout(D::STAY, served).await.is_err() {
+                tracing::debug!("a client has stayed too long");
             }
             drop(room);
         });
@@ -235,18 +317,97 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
     drop(tokio::time::timeout(DRAIN, all).await);
 }
 
+async fn serve_http1(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<bool>) {
+    let (stream, begun) = Patience::new(wire, HEADER_TIMEOUT);
+    let pages = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        begun.done();
+        pages.call(request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopped(stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Here a connection carries several requests and talks between them, so it is the requests that are watched.
+async fn serve_http2(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<bool>) {
+    let pages = TowerToHyperService::new(router);
+    let (busy, seen) = patience::busy();
+    let service = service_fn(move |request| {
+        let begun = busy.begin();
+        let answer = pages.call(request);
+        async move { answer.await.map(|answer| answer.map(|body| Held::new(body, begun))) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
+        .serve_connection(TokioIo::new(wire), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = seen.enough(HEADER_TIMEOUT, IDLE_TIMEOUT, REQUEST_TIMEOUT * 2) => {
+            connection.as_mut().graceful_shutdown();
+            // Whoever does not take the news is cut off.
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+        () = stopped(stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // The sender is gone only when the agent is.
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
 #[cfg(test)]
 mod tests {
     use tower::ServiceExt;
 
     use super::*;
 
+    #[tokio::test]
+    async fn one_request_too_many_is_told_so_and_a_place_is_free_when_an_answer_has_been_read() {
+        let room = Arc::new(Semaphore::new(2));
+        let room = Some(room);
+        let pages = Router::new().route("/", get(async || "figures")).route_layer(
+            axum::middleware::from_fn(move |request, next| few(room.clone(), request, next)),
+        );
+        let ask = || pages.clone().oneshot(Request::new(Body::empty()));
+        let (first, second) = (ask().await.unwrap(), ask().await.unwrap());
+        assert_eq!((first.status(), second.status()), (StatusCode::OK, StatusCode::OK));
+        assert_eq!(ask().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        let text = axum::body::to_bytes(second.into_body(), 100).await.unwrap();
+        assert_eq!(text, "figures");
+        assert_eq!(ask().await.unwrap().status(), StatusCode::OK);
+        drop(first);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_request_that_takes_too_long_is_answered_all_the_same() {
         let slow = Router::new()
             .route("/", get(std::future::pending::<()>))
             .layer(axum::middleware::from_fn(bounded));
-        let request = axum::extract::Request::new(axum::body::Body::empty());
+        let request = Request::new(Body::empty());
         let answer = tokio::time::timeout(REQUEST_TIMEOUT * 2, slow.oneshot(request)).await;
         assert_eq!(answer.unwrap().unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
     }

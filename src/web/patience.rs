@@ -4,6 +4,9 @@
 //! Prometheus is idle for a whole scrape interval in it, while a client that has begun a request
 //! must not take minutes to end it. So the stream itself ends when a request has begun and its
 //! headers are not complete in time, and hyper's time-out is left to idle connections.
+//!
+//! On a connection of HTTP/2 the two sides also talk between requests, so there it is counted how many requests have
+//! begun and ended.
 
 use std::future::Future;
 use std::io;
@@ -14,8 +17,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// Whether a request has begun and is not with the router yet.
 #[derive(Debug, Clone, Default)]
@@ -30,23 +33,23 @@ impl Begun {
 
 /// A stream on which a request ends within `limit` of its first byte, or the stream does.
 #[derive(Debug)]
-pub(super) struct Patience {
-    stream: TcpStream,
+pub(super) struct Patience<S> {
+    stream: S,
     begun: Begun,
     limit: Duration,
     deadline: Pin<Box<Sleep>>,
 }
 
-impl Patience {
+impl<S> Patience<S> {
     /// The first request has begun with the connection.
-    pub(super) fn new(stream: TcpStream, limit: Duration) -> (Self, Begun) {
+    pub(super) fn new(stream: S, limit: Duration) -> (Self, Begun) {
         let begun = Begun(Arc::new(AtomicBool::new(true)));
         let deadline = Box::pin(sleep(limit));
         (Self { stream, begun: begun.clone(), limit, deadline }, begun)
     }
 }
 
-impl AsyncRead for Patience {
+impl<S: AsyncRead + Unpin> AsyncRead for Patience<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +69,7 @@ impl AsyncRead for Patience {
     }
 }
 
-impl AsyncWrite for Patience {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patience<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -93,5 +96,94 @@ impl AsyncWrite for Patience {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Requests of one connection that begin.
+#[derive(Debug)]
+pub(super) struct Busy(watch::Sender<Count>);
+
+/// The other end: sees when there is nothing to wait for any more.
+#[derive(Debug)]
+pub(super) struct Seen(watch::Receiver<Count>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    begun: u64,
+    ended: u64,
+}
+
+/// A request under way; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay(watch::Sender<Count>);
+
+/// Counts the requests of one connection.
+pub(super) fn busy() -> (Busy, Seen) {
+    let (sender, receiver) = watch::channel(Count::default());
+    (Busy(sender), Seen(receiver))
+}
+
+impl Busy {
+    pub(super) fn begin(&self) -> UnderWay {
+        self.0.send_modify(|count| count.begun += 1);
+        UnderWay(self.0.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| count.ended += 1);
+    }
+}
+
+impl Seen {
+    /// Waits until the first request has not begun after `first`, none has for `idle`, or those under way have not
+    /// all ended after `longest`.
+    pub(super) async fn enough(mut self, first: Duration, idle: Duration, longest: Duration) {
+        let (mut known, mut wait) = (0, first);
+        loop {
+            match timeout(wait, self.0.wait_for(|count| count.begun > known)).await {
+                Ok(Ok(_)) => {}
+                // Without a sender there is no connection.
+                _ => return,
+            }
+            match timeout(longest, self.0.wait_for(|count| count.begun == count.ended)).await {
+                Ok(Ok(count)) => known = count.begun,
+                _ => return,
+            }
+            wait = idle;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Duration = Duration::from_secs(10);
+    const IDLE: Duration = Duration::from_mins(5);
+    const LONGEST: Duration = Duration::from_secs(40);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_no_request_begins_or_one_does_not_end() {
+        let started = Instant::now();
+        let (busy, seen) = busy();
+        let watched = tokio::spawn(seen.enough(FIRST, IDLE, LONGEST));
+        sleep(Duration::from_secs(9)).await;
+        drop(busy.begin());
+        sleep(Duration::from_secs(299)).await;
+        let _stuck = busy.begin();
+        assert!(!watched.is_finished());
+        watched.await.unwrap();
+        let took = started.elapsed();
+        assert!((348..=349).contains(&took.as_secs()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_request_ends_soon() {
+        let started = Instant::now();
+        let (_busy, seen) = busy();
+        seen.enough(FIRST, IDLE, LONGEST).await;
+        assert_eq!(started.elapsed().as_secs(), FIRST.as_secs());
     }
 }

@@ -5,78 +5,50 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract;
 use axum::response::Html;
-use serde_json::{Value, json};
 
 use super::App;
-use crate::host::Facts;
+use crate::runbook;
 use crate::samplers;
 use crate::self_metrics::State;
-use crate::thresholds::RUNBOOKS;
+use crate::status::Status;
 use crate::verdict::{self, Health, Topic, Verdict};
 
-/// `/api/v1/status`: the node, the verdicts, the samplers, the newest events.
-pub(super) async fn json(extract::State(app): extract::State<App>) -> Json<Value> {
-    Json(status(&app))
-}
-
-fn status(app: &App) -> Value {
-    let verdicts = verdict::judge(&app.store);
+/// `/api/v1/status`.
+pub(super) async fn json(extract::State(app): extract::State<App>) -> Json<Status> {
     let facts = app.facts.borrow().clone();
-    let samplers: Vec<Value> = app
-        .store
-        .statuses()
-        .all()
-        .iter()
-        .map(|(name, s)| {
-            json!({
-                "name": name,
-                "state": s.state,
-                "up": s.up,
-                "why": s.why,
-                "interval_seconds": s.interval.as_secs_f64(),
-                "runs": s.runs,
-                "duration_seconds": s.duration.as_secs_f64(),
-                "inflight_seconds": s.inflight.map(|i| i.elapsed().as_secs_f64()),
-                "last_success": s.last_success
-                    .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
-                    .map(|t| t.as_secs_f64()),
-            })
-        })
-        .collect();
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "node": &*facts,
-        "health": verdict::worst(&verdicts),
-        "verdicts": verdicts,
-        "samplers": samplers,
-        "events": app.store.events(),
-    })
+    Json(Status::of(&app.store, (*facts).clone(), app.is_ready()))
 }
 
 /// Colours say the same as the symbol and the word beside them. Every one of them has a contrast of at least
 /// 4.5 to its background, in both schemes.
 const STYLE: &str = "
-:root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif; --line: light-dark(#c9ced6, #3b414a); --soft: light-dark(#51585f, #aab2bd) }
-body { max-width: 75rem; margin: 0 auto; padding: 1rem; background: light-dark(#fff, #14171b); color: light-dark(#16191d, #e8ebef) }
+:root { color-scheme: light dark; font: clamp(1rem, .6rem + .6vw, 1.6rem)/1.45 system-ui, sans-serif; --line: light-dark(#c9ced6, #3b414a); --soft: light-dark(#51585f, #aab2bd) }
+body { max-width: 90rem; margin: 0 auto; padding: 1rem; background: light-dark(#fff, #14171b); color: light-dark(#16191d, #e8ebef) }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem }
 p { margin: .4rem 0 } .soft, time { color: var(--soft) }
-a { color: light-dark(#0b57a4, #8fc1ff) }
-table { border-collapse: collapse; width: 100%; table-layout: fixed }
+a { color: light-dark(#0b57a4, #8fc1ff) } td > a { display: block }
+table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top; font-weight: normal }
 thead th { color: var(--soft); border: 0; font-size: .85rem }
-th, td, li { overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
-.health { white-space: nowrap; width: 6.5rem; font-weight: 600 } tbody th { width: 46% }
-.samplers tbody th { width: 9rem } .samplers td:nth-child(3) { width: 8rem }
+h1, p, th, td, li { overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
+.health { white-space: nowrap; width: 6rem; font-weight: 600 } tbody th { width: 40% }
+.samplers tbody th, .samplers td:nth-child(3) { width: 8rem; white-space: nowrap }
 .ok { color: light-dark(#176b2c, #7fd394) } .unknown { color: light-dark(#6b3fa0, #cdb4f6) }
 .warning { color: light-dark(#8a5200, #f5c26b) } .critical { color: light-dark(#a4151b, #ff9a94) }
 .verdict { border: 2px solid; border-radius: .4rem; padding: .5rem .8rem; margin: .8rem 0; font-weight: 600; font-size: 1.15rem }
 ul { padding-left: 1.2rem } .events { list-style: none; padding: 0 } .events li { padding: .25rem 0; border-top: 1px solid var(--line) }
-@media (min-width: 64rem) { .topics { display: grid; grid-template-columns: 1fr 1fr; column-gap: 3rem; align-items: start } }
-@media (max-width: 40rem) { thead { display: none } tr { display: grid; grid-template-columns: 7.5rem 1fr; border-top: 1px solid var(--line); padding: .3rem 0 } th, td { border: 0; padding: 0 } td + th ~ td { grid-column: 2 } td:empty { display: none } tbody th, .samplers tbody th, .samplers td:nth-child(3), .health { width: auto } }
+@media (min-width: 64rem) { .topics { columns: 2; column-gap: 3rem; margin-top: 1.6rem } .topics section { break-inside: avoid; padding-bottom: 1.6rem } .topics h2 { margin-top: 0 } }
+@media (max-width: 40rem) { thead { display: none } tr { display: grid; grid-template-columns: 6.8rem 1fr; border-top: 1px solid var(--line); padding: .3rem 0 } th, td { border: 0; padding: 0 } td + th ~ td { grid-column: 2 } td:empty { display: none } tbody th, .samplers tbody th, .samplers td:nth-child(3), .health { width: auto } table:not(.samplers) th + td { font-weight: 600 } td > .soft, td > a { font-weight: normal } }
 ";
 
 /// `/`: how this node is, for a person; every figure of it is also in the JSON.
-pub(super) async fn page(extract::State(app): extract::State<App>) -> Html<String> {
+///
+/// `/?refresh=30` loads itself again. Only who asks for it gets that: it takes the page away from under a
+/// reader's finger, and starts a screen reader anew.
+pub(super) async fn page(
+    extract::State(app): extract::State<App>,
+    extract::RawQuery(query): extract::RawQuery,
+) -> Html<String> {
     let facts = app.facts.borrow().clone();
     let verdicts = verdict::judge(&app.store);
     let host = escape(if facts.hostname.is_empty() { "this node" } else { &facts.hostname });
@@ -87,17 +59,28 @@ pub(super) async fn page(extract::State(app): extract::State<App>) -> Html<Strin
     } else {
         format!("<h2>Notes of detection</h2>\n<ul>\n{notes}</ul>\n")
     };
+    let (refresh, again) = match refresh(query.as_deref().unwrap_or_default()) {
+        Some(seconds) => (
+            format!("<meta http-equiv=refresh content={seconds}>\n"),
+            format!("reloads every {seconds} s (<a href=\"?\">stop</a>)"),
+        ),
+        None => {
+            (String::new(), format!("<a href=\"?refresh={REFRESH}\">reload every {REFRESH} s</a>"))
+        }
+    };
     Html(format!(
         "<!doctype html>
 <html lang=en>
 <meta charset=utf-8>
 <meta name=viewport content=\"width=device-width\">
-<meta http-equiv=refresh content=15>
-<title>{title}: {host}</title>
+<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">
+{refresh}<title>{title}: {host}</title>
+<link rel=icon href=\"{icon}\">
 <style>{STYLE}</style>
 <main>
 <h1>{host}</h1>
 <p>{node}</p>
+<p class=soft>made {now} UTC · {again}</p>
 {overall}
 {wrong}
 <div class=topics>
@@ -105,14 +88,15 @@ pub(super) async fn page(extract::State(app): extract::State<App>) -> Html<Strin
 <h2>What happened, in UTC, the newest first</h2>
 <ul class=events>
 {events}</ul>
-<h2>Samplers</h2>
+<h2>All samplers</h2>
 <table class=samplers><thead><tr><th scope=col class=health>State<th scope=col>Sampler<th scope=col>Every<th scope=col>Why<tbody>
 {samplers}</table>
 {notes}</main>
-<footer><p class=soft>controlplane-exporter {version} · <a href=\"{metrics}\">all figures</a> · <a href=\"/api/v1/status\">this page as JSON</a> · made {now} UTC, again every 15 s</footer>
+<footer><p class=soft>controlplane-exporter {version} · <a href=\"{metrics}\">all figures</a> · <a href=\"/api/v1/status\">this page as JSON</a></p></footer>
 ",
         title = verdict::worst(&verdicts).as_str(),
-        node = escape(&node(&facts)),
+        icon = icon(verdict::worst(&verdicts)),
+        node = escape(&facts.to_string()),
         wrong = wrong(&verdicts),
         topics = topics(&app, &verdicts),
         events = events(&app),
@@ -123,52 +107,64 @@ pub(super) async fn page(extract::State(app): extract::State<App>) -> Html<Strin
     ))
 }
 
-/// What this node was found to be.
-fn node(facts: &Facts) -> String {
-    facts.primary().map_or("No Kubernetes control plane was found on this node.".to_owned(), |n| {
-        format!(
-            "{} {}, {}, datastore {}",
-            n.distribution,
-            n.version.as_deref().unwrap_or("(version unknown)"),
-            n.role.as_str(),
-            n.datastore.as_str()
-        )
-    })
+/// Seconds between two looks of a page that nobody touches.
+const REFRESH: u64 = 15;
+
+/// The seconds after which the page is to load itself again, if it is to.
+fn refresh(query: &str) -> Option<u64> {
+    let asked = query.split('&').find(|pair| pair.split('=').next() == Some("refresh"))?;
+    let seconds = asked.split_once('=').and_then(|(_, value)| value.parse().ok());
+    Some(seconds.unwrap_or(REFRESH).clamp(5, 3600))
+}
+
+/// The picture on a browser's tab: a shape and a colour for each health. Without it the browser asks for one.
+fn icon(health: Health) -> String {
+    let (fill, shape) = match health {
+        Health::Ok => ("176b2c", "M4 8l3 3 5-6"),
+        Health::Unknown => ("6b3fa0", "M5 6q0-3 3-3t3 3q0 2-3 3v1m0 2v1"),
+        Health::Warning => ("8a5200", "M8 3v6m0 3v1"),
+        Health::Critical => ("a4151b", "M4 4l8 8m0-8l-8 8"),
+    };
+    format!(
+        "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>\
+         <rect width='16' height='16' rx='3' fill='%23{fill}'/>\
+         <path d='{shape}' fill='none' stroke='%23fff' stroke-width='2'/></svg>"
+    )
 }
 
 /// A symbol and a word, so that colour is never the only sign.
-fn badge(health: Health) -> String {
+fn badge(health: Health, word: &str) -> String {
     let symbol = match health {
         Health::Ok => "\u{2714}",
         Health::Unknown => "?",
         Health::Warning => "\u{25b2}",
         Health::Critical => "\u{2716}",
     };
-    format!("<span aria-hidden=true>{symbol}</span> {}", health.as_str())
+    format!("<span aria-hidden=true>{symbol}</span> {word}")
 }
 
 /// The one line for whoever looks from across the room.
 fn overall(verdicts: &[Verdict], ready: bool) -> String {
     let health = verdict::worst(verdicts);
-    let count = |health| verdicts.iter().filter(|v| v.health == health).count();
+    let count = verdicts.iter().filter(|v| v.health == health).count();
+    let (all, needs) = (verdicts.len(), if count == 1 { "needs" } else { "need" });
     let text = match health {
         _ if !ready => "the first look is not done yet".to_owned(),
-        Health::Ok => format!("all {} checks of this node are well", verdicts.len()),
+        Health::Ok => format!("all {all} checks of this node are well"),
         Health::Unknown if verdicts.is_empty() => "there is nothing here to judge".into(),
-        Health::Unknown => {
-            format!("{} of {} checks could not be made", count(health), verdicts.len())
-        }
-        Health::Warning => format!("{} of {} checks need a look", count(health), verdicts.len()),
-        Health::Critical => {
-            format!("{} of {} checks need somebody now", count(health), verdicts.len())
-        }
+        Health::Unknown => format!("{count} of {all} checks could not be made"),
+        Health::Warning => format!("{count} of {all} checks {needs} a look"),
+        Health::Critical => format!("{count} of {all} checks {needs} somebody now"),
     };
-    format!("<p class=\"verdict {}\" role=status>{}: {text}</p>", health.as_str(), badge(health))
+    let word = health.as_str();
+    format!("<p class=\"verdict {word}\" role=status>{}: {text}</p>", badge(health, word))
 }
 
 fn row(verdict: &Verdict, runbook: bool) -> String {
-    let link = if runbook && verdict.health != Health::Ok {
-        format!(" <a href=\"{RUNBOOKS}{0}.md\">what to do: {0}</a>", verdict.alert)
+    let link = if runbook && verdict.health != Health::Ok && !verdict.alert.is_empty() {
+        let name = verdict.alert.replace("ControlPlane", "ControlPlane<wbr>");
+        let (url, alert) = (runbook::URL, &verdict.alert);
+        format!(" <a href=\"{url}{alert}.md\">what to do: {name}</a>")
     } else {
         String::new()
     };
@@ -180,8 +176,8 @@ fn row(verdict: &Verdict, runbook: bool) -> String {
     format!(
         "<tr><td class=\"health {}\">{}<th scope=row>{}<td>{}{limit}{link}\n",
         verdict.health.as_str(),
-        badge(verdict.health),
-        escape(&verdict.what),
+        badge(verdict.health, verdict.health.as_str()),
+        broken(&verdict.what),
         unbroken(&verdict.figure),
     )
 }
@@ -190,7 +186,12 @@ fn row(verdict: &Verdict, runbook: bool) -> String {
 fn unbroken(text: &str) -> String {
     [" %", " ms", " min", " s"]
         .iter()
-        .fold(escape(text), |text, unit| text.replace(unit, &unit.replace(' ', "\u{a0}")))
+        .fold(broken(text), |text, unit| text.replace(unit, &unit.replace(' ', "\u{a0}")))
+}
+
+/// Text with paths, which are best broken after a folder, though not after their first slash.
+fn broken(text: &str) -> String {
+    escape(text).replace('/', "/<wbr>").replace(" /<wbr>", " /").replace(":/<wbr>/<wbr>", "://")
 }
 
 /// What is not well, before everything else, causes first.
@@ -208,16 +209,19 @@ fn topics(app: &App, verdicts: &[Verdict]) -> String {
     let statuses = app.store.statuses().all();
     let mut out = String::new();
     for topic in Topic::ALL {
-        let rows: String =
-            verdicts.iter().filter(|v| v.topic == topic).map(|v| row(v, false)).collect();
+        let rows: String = verdicts
+            .iter()
+            .filter(|v| v.topic == topic)
+            .map(|v| row(v, v.health == Health::Unknown))
+            .collect();
         let body = if rows.is_empty() {
             if topic == Topic::Samplers {
                 continue;
             }
             let why = topic.samplers().iter().filter_map(|name| statuses.get(name));
             let why: Vec<_> = why.filter(|s| !s.why.is_empty()).map(|s| s.why.as_str()).collect();
-            let why = if why.is_empty() { "no figure yet".into() } else { why.join("; ") };
-            format!("<p class=soft>no figures: {}</p>", escape(&why))
+            let why = if why.is_empty() { "no figure".into() } else { why.join("; ") };
+            format!("<p class=soft>nothing to judge: {}</p>", broken(&why))
         } else {
             format!("<table><tbody>\n{rows}</table>")
         };
@@ -232,10 +236,10 @@ fn samplers(app: &App) -> String {
     for (name, s) in samplers::ALL.iter().filter_map(|(name, _)| Some((name, statuses.get(name)?)))
     {
         let (class, word) = match (s.state, s.up) {
-            (State::Running, Some(true)) => ("ok", badge(Health::Ok)),
-            (State::Running, None) => ("unknown", "starting".into()),
-            (State::Running, Some(false)) => ("critical", "failing".into()),
-            (State::NoPermission, _) => ("critical", "no permission".into()),
+            (State::Running, Some(true)) => ("ok", badge(Health::Ok, "ok")),
+            (State::Running, None) => ("unknown", badge(Health::Unknown, "starting")),
+            (State::Running, Some(false)) => ("unknown", badge(Health::Unknown, "failing")),
+            (State::NoPermission, _) => ("unknown", badge(Health::Unknown, "no permission")),
             (State::Off, _) => ("soft", "off".into()),
             (State::NotApplicable, _) => ("soft", "not here".into()),
         };
@@ -247,7 +251,7 @@ fn samplers(app: &App) -> String {
         };
         rows.push_str(&format!(
             "<tr><td class=\"health {class}\">{word}<th scope=row>{name}<td>{every}<td>{}\n",
-            escape(&s.why)
+            broken(&s.why)
         ));
     }
     rows
@@ -255,7 +259,10 @@ fn samplers(app: &App) -> String {
 
 fn events(app: &App) -> String {
     let mut events = String::new();
-    for event in app.store.events().iter().rev().take(40) {
+    // The kernel's log is read from its beginning, so old news may come last.
+    let mut all = app.store.events();
+    all.sort_by(|a, b| b.time.total_cmp(&a.time));
+    for event in all.iter().take(40) {
         // A date is printed up to the year 9999 only; the time of a garbled record may be later.
         let seconds = event.time.clamp(0.0, 253_402_300_799.0);
         let at = UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
