@@ -40,7 +40,11 @@ impl History {
             if kept.back().is_some_and(|(taken, _)| now.duration_since(*taken) < *step) {
                 continue;
             }
-            kept.push_back((now, series.value.clone()));
+            let copy = match &series.value {
+                Value::Histogram(histogram) => Value::Histogram(histogram.classic()),
+                value => value.clone(),
+            };
+            kept.push_back((now, copy));
             grown = true;
             // The one before the span's beginning stays: it is what the first of the span is compared with.
             while kept.get(1).is_some_and(|(taken, _)| now.duration_since(*taken) >= *span) {
@@ -58,17 +62,18 @@ impl History {
         });
     }
 
-    /// The value that this series had `span` ago, or its oldest kept one when it is younger.
+    /// The value that this series had `span` ago, or its oldest kept one when it is younger; and how
+    /// long ago that was.
     pub fn before(
         &self,
         metric: &'static str,
         labels: &[String],
         span: Duration,
         now: Instant,
-    ) -> Option<&Value> {
+    ) -> Option<(&Value, Duration)> {
         let kept = self.series.get(&(metric, labels.to_vec()))?;
         let old = kept.iter().rev().find(|(taken, _)| now.duration_since(*taken) >= span);
-        old.or_else(|| kept.front()).map(|(_, value)| value)
+        old.or_else(|| kept.front()).map(|(taken, value)| (value, now.duration_since(*taken)))
     }
 }
 
@@ -89,7 +94,7 @@ mod tests {
     fn number(history: &History, minutes: u64, now: Instant) -> Option<f64> {
         let labels = ["k3s.service".to_owned()];
         let span = Duration::from_mins(minutes);
-        history.before(RESTARTS.desc().name, &labels, span, now).map(Value::as_number)
+        history.before(RESTARTS.desc().name, &labels, span, now).map(|(value, _)| value.as_number())
     }
 
     #[test]

@@ -67,6 +67,23 @@ pub enum Unit {
     Count,
 }
 
+impl Unit {
+    /// As performance data writes it.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Self::Seconds => "s",
+            Self::Bytes => "B",
+            Self::Share => "%",
+            Self::Times | Self::Count => "",
+        }
+    }
+
+    /// What a number of the table is multiplied with to be in [`Unit::symbol`].
+    pub fn scale(self) -> f64 {
+        if self == Self::Share { 100.0 } else { 1.0 }
+    }
+}
+
 /// One number of one rule. A rule with several conditions has several rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Threshold {
@@ -85,10 +102,6 @@ pub struct Threshold {
     /// How long it must hold before the alert fires; zero for at once.
     pub hold: Duration,
 }
-
-/// Where the runbooks of the alerts are; a page is named like its alert, with `.md`.
-pub const RUNBOOKS: &str =
-    "https://github.com/controlplane-exporter/controlplane-exporter/blob/main/alerts/runbooks/";
 
 /// Processes whose death by the kernel is the control plane's.
 pub const CONTROL_PLANE: [&str; 15] = [
@@ -129,6 +142,18 @@ impl Threshold {
             Bad::AtLeast => value >= self.limit,
             Bad::Below => value < self.limit,
             Bad::Exactly => (value - self.limit).abs() < f64::EPSILON,
+        }
+    }
+
+    /// The values on the bad side, as a range of the monitoring plugins, in [`Unit::symbol`].
+    pub fn range(&self) -> String {
+        let limit = round(self.limit * self.unit.scale());
+        match self.bad {
+            // No figure is below zero, and many programs read plain numbers only.
+            Bad::Above => limit,
+            Bad::AtLeast => format!("@{limit}:"),
+            Bad::Below => format!("{limit}:"),
+            Bad::Exactly => format!("@{limit}:{limit}"),
         }
     }
 

@@ -1,0 +1,407 @@
+//! `controlplane-exporter check`: how this node is, for a monitoring system or a person.
+//!
+//! It asks the running agent over its Unix socket; where there is none, it takes one round of
+//! samples by itself, with the same samplers and the same limits. It ends within its deadline
+//! whatever hangs: files are read in child processes, and a thread of its own ends the process in
+//! time. Exit codes, the first line, performance data and ranges are those of the monitoring
+//! plugins (Nagios, Icinga, NRPE).
+
+mod ask;
+mod range;
+mod show;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use tokio::time::Instant;
+
+pub use ask::{Agent, NoAnswer};
+pub use range::{NoRange, Range};
+pub use show::{json, nagios, text};
+
+use crate::child;
+use crate::config::{Config, listen_addresses};
+use crate::host::{Facts, Host};
+use crate::scheduler::Scheduler;
+use crate::self_metrics::{State, Statuses};
+use crate::status::Status;
+use crate::store::Store;
+use crate::verdict::{self, Health, MEASURES, Topic, Verdict};
+
+/// How long the running agent may take to answer.
+const ASK: Duration = Duration::from_secs(2);
+/// How long looking at the node may take.
+const DETECT: Duration = Duration::from_secs(3);
+/// How often the sync probe writes in a round of the check's own, and how long it goes on at least.
+const SYNC_INTERVAL: Duration = Duration::from_millis(500);
+const SYNCS: Duration = Duration::from_secs(3);
+
+/// Which part of the node is looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// Everything.
+    #[default]
+    All,
+    /// The datastore.
+    Etcd,
+    /// Syncs of the datastore's disk.
+    Disk,
+    /// The kernel's log.
+    Kernel,
+    /// The systemd units.
+    Units,
+    /// Room on the filesystems.
+    Space,
+}
+
+impl Profile {
+    /// The topics it judges, causes first.
+    pub fn topics(self) -> &'static [Topic] {
+        match self {
+            Self::All => &Topic::ALL,
+            Self::Etcd => &[Topic::Datastore],
+            Self::Disk => &[Topic::Disk],
+            Self::Kernel => &[Topic::Kernel],
+            Self::Units => &[Topic::Units],
+            Self::Space => &[Topic::Space],
+        }
+    }
+
+    /// What the first line begins with.
+    pub fn service(self) -> &'static str {
+        match self {
+            Self::All => "CONTROLPLANE",
+            Self::Etcd => "CONTROLPLANE ETCD",
+            Self::Disk => "CONTROLPLANE DISK",
+            Self::Kernel => "CONTROLPLANE KERNEL",
+            Self::Units => "CONTROLPLANE UNITS",
+            Self::Space => "CONTROLPLANE SPACE",
+        }
+    }
+
+    fn wants(self, sampler: &str) -> bool {
+        self == Self::All || self.topics().iter().any(|topic| topic.samplers().contains(&sampler))
+    }
+}
+
+/// A limit of the user's own: `NAME=RANGE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limit {
+    name: String,
+    range: Range,
+}
+
+impl std::str::FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || format!("the names are {}", MEASURES.join(", "));
+        let (name, range) = text
+            .split_once('=')
+            .ok_or_else(|| format!("write NAME=RANGE, such as sync_p90=0.05; {}", known()))?;
+        if !MEASURES.contains(&name) {
+            return Err(format!("there is no figure `{name}`; {}", known()));
+        }
+        let range = range.parse().map_err(|error: NoRange| error.to_string())?;
+        Ok(Self { name: name.to_owned(), range })
+    }
+}
+
+/// What was found, and how.
+#[derive(Debug)]
+pub struct Seen {
+    /// How the node is, as far as the profile goes.
+    pub status: Status,
+    /// Whether the running agent said so.
+    pub by_agent: bool,
+    /// What else there is to know about how it was found, each a sentence.
+    pub notes: Vec<String>,
+}
+
+/// Asks the agent on `config`'s socket, or looks by itself; ends at `until`.
+pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
+    let mut notes = Vec::new();
+    let mut silent = None;
+    let socket = &config.web.socket;
+    if !socket.as_os_str().is_empty() {
+        match ask(Agent::Socket(socket), until).await {
+            Ok(status) => return Seen { status, by_agent: true, notes },
+            Err(error @ NoAnswer::NoAgent(_)) => {
+                notes.push(format!("no agent on {}: {error}", socket.display()));
+            }
+            Err(error) => {
+                let what = format!("the agent on {}", socket.display());
+                notes.push(format!("{what} {error}"));
+                silent = Some(verdict_on_agent(Health::Unknown, &what, error.to_string()));
+            }
+        }
+    }
+    let mut status = own_round(config, profile, until).await;
+    status.verdicts.extend(silent);
+    Seen { status, by_agent: false, notes }
+}
+
+/// What an agent on another node, or on a port, says; its silence is a finding.
+pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
+    match ask(Agent::Port(host, port), until).await {
+        Ok(status) => Seen { status, by_agent: true, notes: Vec::new() },
+        Err(error) => {
+            let what = format!("the agent on {host}:{port}");
+            let health = match error {
+                NoAnswer::NoAgent(_) | NoAnswer::Silent(_) => Health::Critical,
+                // It lives, but does not talk to us: a password, a certificate, another program.
+                NoAnswer::Other(_) => Health::Unknown,
+            };
+            let verdict = verdict_on_agent(health, &what, error.to_string());
+            let mut status = Status::of(&Store::new(Arc::default()), Facts::default(), true);
+            status.verdicts = vec![verdict];
+            Seen { status, by_agent: false, notes: Vec::new() }
+        }
+    }
+}
+
+fn verdict_on_agent(health: Health, what: &str, figure: String) -> Verdict {
+    Verdict::new(Topic::Samplers, health, "ControlPlaneExporterDown", what, figure)
+}
+
+/// The agent's answer, once its first round of samples is done.
+async fn ask(agent: Agent<'_>, until: Instant) -> Result<Status, NoAnswer> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let status: Status = agent.json("/api/v1/status", ASK.min(left)).await?;
+        if status.ready || left < ASK {
+            return Ok(status);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whether the agent answers at all.
+///
+/// # Errors
+///
+/// When it does not, with the reason for a person.
+pub async fn healthy(config: &Config, until: Instant) -> Result<(), String> {
+    let left = ASK.min(until.saturating_duration_since(Instant::now()));
+    let socket = &config.web.socket;
+    let by_socket = Agent::Socket(socket).get("/-/healthy", left).await;
+    let Err(error) = by_socket else { return Ok(()) };
+    // In a container without a writable /run there is no socket; the port says whether it lives.
+    let first = config.web.listen_address.first();
+    let Some(mut port) = first.and_then(|address| listen_addresses(address).ok()) else {
+        return Err(format!("{}: {error}", socket.display()));
+    };
+    if port.ip().is_unspecified() {
+        port.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    match Agent::Port(&port.ip().to_string(), port.port()).get("/-/healthy", left).await {
+        // Whoever asks for a password or for TLS is alive.
+        Ok(_) | Err(NoAnswer::Other(_)) => Ok(()),
+        Err(afar) => Err(format!("{}: {error}; {port}: {afar}", socket.display())),
+    }
+}
+
+/// One round of the samplers that the profile needs.
+async fn own_round(config: &Config, profile: Profile, until: Instant) -> Status {
+    let mut config = config.clone();
+    for (name, options) in &mut config.samplers {
+        if !profile.wants(name) {
+            *options = None;
+        }
+    }
+    if let Some(Some(options)) = config.samplers.get_mut("fdatasync") {
+        options.interval = SYNC_INTERVAL;
+    }
+    let store = Arc::new(Store::new(Arc::new(Statuses::default())));
+    let started = Instant::now();
+    let slot = child::Slot::default();
+    let within = DETECT.min(until.saturating_duration_since(started) / 2);
+    let detected = tokio::time::timeout(within, crate::detect(&slot, &config)).await;
+    let (facts, blind) = match detected {
+        Ok(Ok(facts)) => (facts, None),
+        Ok(Err(error)) => (Facts::default(), Some(error.to_string())),
+        Err(_) => (Facts::default(), Some(format!("not done within {within:?}"))),
+    };
+    let mut scheduler = Scheduler::new(Arc::clone(&store));
+    scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts.clone()));
+    // A moment for judging and printing.
+    let until = until.checked_sub(Duration::from_millis(500)).unwrap_or(until);
+    let syncs = started + SYNCS;
+    let probing = |store: &Store| {
+        store.statuses().all().get("fdatasync").is_some_and(|s| s.state == State::Running)
+    };
+    while Instant::now() < until {
+        let now = Instant::now();
+        if store.statuses().first_round_done() && (!probing(&store) || now >= syncs) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut status = Status::of(&store, facts, true);
+    if let Some(error) = blind {
+        status.verdicts.push(Verdict::new(
+            Topic::Disk,
+            Health::Critical,
+            "ControlPlaneDiskSyncStuck",
+            "looking for the node's files",
+            error,
+        ));
+    }
+    status
+}
+
+impl Seen {
+    /// Leaves what the profile is about, judges by the user's own limits where there are any, and
+    /// says so when there is nothing to judge.
+    #[must_use]
+    pub fn narrowed(mut self, profile: Profile, warning: &[Limit], critical: &[Limit]) -> Self {
+        let status = &mut self.status;
+        status.samplers.retain(|sampler| profile.wants(&sampler.name));
+        status.verdicts.retain(|verdict| match verdict.topic {
+            Topic::Samplers => {
+                profile.wants(&verdict.what) || verdict.alert == "ControlPlaneExporterDown"
+            }
+            topic => profile.topics().contains(&topic),
+        });
+        for verdict in &mut status.verdicts {
+            judge_anew(verdict, warning, critical);
+        }
+        status.verdicts.sort_by_key(|v| (v.topic, std::cmp::Reverse(v.health)));
+        if status.verdicts.is_empty() {
+            let why: BTreeSet<&str> = status
+                .samplers
+                .iter()
+                .map(|sampler| sampler.why.as_str())
+                .filter(|why| !why.is_empty())
+                .collect();
+            let why = why.into_iter().collect::<Vec<_>>().join("; ");
+            let why = if why.is_empty() { "no figure yet" } else { &why };
+            status.verdicts.push(Verdict::new(
+                profile.topics()[0],
+                Health::Unknown,
+                "ControlPlaneSamplerStale",
+                "nothing to judge",
+                why,
+            ));
+        }
+        status.health = verdict::worst(&status.verdicts);
+        self
+    }
+}
+
+/// Puts the user's limits in place of the table's.
+fn judge_anew(verdict: &mut Verdict, warning: &[Limit], critical: &[Limit]) {
+    let Some(measure) = &mut verdict.measure else { return };
+    let of =
+        |limits: &[Limit]| limits.iter().rev().find(|l| l.name == measure.name).map(|l| l.range);
+    let (warn, crit) = (of(warning), of(critical));
+    if warn.is_none() && crit.is_none() {
+        return;
+    }
+    for (own, range) in [(&mut measure.warning, warn), (&mut measure.critical, crit)] {
+        if let Some(range) = range {
+            *own = range.to_string();
+        }
+    }
+    let bad = |range: &str| range.parse::<Range>().is_ok_and(|range| range.is_bad(measure.value));
+    verdict.health = if bad(&measure.critical) {
+        Health::Critical
+    } else if bad(&measure.warning) {
+        Health::Warning
+    } else {
+        Health::Ok
+    };
+    let said = [("warning", &measure.warning), ("critical", &measure.critical)];
+    let said = said.iter().filter(|(_, range)| !range.is_empty());
+    let said: Vec<_> =
+        said.map(|(word, range)| format!("{word} {range} {}", measure.unit)).collect();
+    verdict.limit = said.join(", ");
+}
+
+/// The exit code that says this.
+pub fn exit_code(health: Health) -> u8 {
+    match health {
+        Health::Ok => 0,
+        Health::Warning => 1,
+        Health::Critical => 2,
+        Health::Unknown => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Measure;
+
+    fn seen(verdicts: Vec<Verdict>) -> Seen {
+        let mut status = Status::of(&Store::default(), Facts::default(), true);
+        status.verdicts = verdicts;
+        Seen { status, by_agent: false, notes: Vec::new() }
+    }
+
+    fn sync(value: f64) -> Verdict {
+        let measure = Measure {
+            name: "sync_p90".into(),
+            value,
+            unit: "s".into(),
+            warning: "0.05".into(),
+            critical: "0.25".into(),
+        };
+        let health = if value > 0.05 { Health::Warning } else { Health::Ok };
+        let (what, alert) = ("syncs".into(), "ControlPlaneDiskSyncSlow".into());
+        let (figure, limit) = (format!("{value} s"), "warning above 50 ms".into());
+        Verdict { topic: Topic::Disk, health, what, figure, limit, alert, measure: Some(measure) }
+    }
+
+    fn judged(value: f64, warning: &[&str], critical: &[&str]) -> (Health, String) {
+        let limits = |texts: &[&str]| -> Vec<Limit> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let seen =
+            seen(vec![sync(value)]).narrowed(Profile::Disk, &limits(warning), &limits(critical));
+        (seen.status.health, seen.status.verdicts[0].limit.clone())
+    }
+
+    #[test]
+    fn a_limit_of_the_users_own_takes_the_place_of_the_alerts() {
+        assert_eq!(judged(0.1, &[], &[]).0, Health::Warning);
+        assert_eq!(judged(0.1, &["sync_p90=0.2"], &[]).0, Health::Ok);
+        assert_eq!(judged(0.1, &[], &["sync_p90=0.08"]).0, Health::Critical);
+        assert_eq!(judged(0.01, &["sync_p90=@0:1"], &[]).0, Health::Warning);
+        assert_eq!(judged(0.3, &["sync_p90=1"], &[]).0, Health::Critical, "the other one stays");
+        assert_eq!(
+            judged(0.1, &["orphans=5"], &[]),
+            (Health::Warning, "warning above 50 ms".into())
+        );
+        assert_eq!(judged(0.1, &["sync_p90=0.2"], &[]).1, "warning 0.2 s, critical 0.25 s");
+    }
+
+    #[test]
+    fn a_wrong_limit_is_answered_with_the_names_and_the_form() {
+        let error = |text: &str| text.parse::<Limit>().unwrap_err();
+        assert!(error("0.05").contains("write NAME=RANGE, such as sync_p90=0.05"));
+        assert!(error("latency=1").contains("no figure `latency`; the names are sync_p90,"));
+        assert!(error("sync_p90=fast").contains("`fast` is no range"));
+    }
+
+    #[test]
+    fn a_profile_leaves_out_what_it_is_not_about() {
+        let mut other = sync(0.01);
+        other.topic = Topic::Kernel;
+        other.health = Health::Critical;
+        let both = || vec![other.clone(), sync(0.01)];
+        assert_eq!(seen(both()).narrowed(Profile::All, &[], &[]).status.health, Health::Critical);
+        assert_eq!(seen(both()).narrowed(Profile::Disk, &[], &[]).status.health, Health::Ok);
+    }
+
+    #[test]
+    fn nothing_to_judge_is_unknown_and_an_exit_code_of_3() {
+        let seen = seen(Vec::new()).narrowed(Profile::Etcd, &[], &[]);
+        assert_eq!(seen.status.verdicts[0].what, "nothing to judge");
+        assert_eq!(exit_code(seen.status.health), 3);
+        assert_eq!([Health::Ok, Health::Warning, Health::Critical].map(exit_code), [0, 1, 2]);
+    }
+}
