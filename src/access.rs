@@ -27,11 +27,23 @@ enum Use {
     CreateIn,
 }
 
+/// Whether a directory would do for a file that must lie on the same device as this path.
+fn is_beside(host: &Host, path: &Path, directory: &Path) -> bool {
+    let device = |path: &Path| {
+        let here = host.path(host.resolve(path).unwrap_or_else(|_| path.to_owned()));
+        Some(rustix::fs::stat(here).ok()?.st_dev)
+    };
+    // What cannot be looked at is for the attempt to tell.
+    device(path).zip(device(directory)).is_none_or(|(path, directory)| path == directory)
+}
+
 /// What a sampler needs: one of these host paths.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Need {
     sampler: String,
     paths: Vec<PathBuf>,
+    /// Only those on the device of this one count.
+    beside: Option<PathBuf>,
     purpose: Use,
 }
 
@@ -79,8 +91,8 @@ pub fn run_access() -> io::Result<()> {
 fn needs(config: &Config, facts: &Facts) -> Vec<Need> {
     let mut needs = Vec::new();
     let on = |name: &str| config.samplers.get(name).and_then(Option::as_ref);
-    let mut add = |sampler: &str, paths: Vec<PathBuf>, purpose| {
-        needs.push(Need { sampler: sampler.to_owned(), paths, purpose });
+    let mut add = |sampler: &str, paths: Vec<PathBuf>, beside, purpose| {
+        needs.push(Need { sampler: sampler.to_owned(), paths, beside, purpose });
     };
     for name in ["etcd", "registry_keys"] {
         let Some(options) = on(name) else { continue };
@@ -92,17 +104,17 @@ fn needs(config: &Config, facts: &Facts) -> Vec<Need> {
         ] {
             let told = options.own.get(key).and_then(|value| value.as_str()).map(PathBuf::from);
             if let Some(path) = told.or(found) {
-                add(name, vec![path], Use::Read);
+                add(name, vec![path], None, Use::Read);
             }
         }
     }
     if let Some(options) = on("fdatasync") {
-        for directories in fdatasync::directories(options, facts) {
-            add("fdatasync", directories, Use::CreateIn);
+        for (path, directories) in fdatasync::directories(options, facts) {
+            add("fdatasync", directories, Some(path), Use::CreateIn);
         }
     }
     if on("kernel").is_some() {
-        add("kernel", vec!["/dev/kmsg".into()], Use::KernelLog);
+        add("kernel", vec!["/dev/kmsg".into()], None, Use::KernelLog);
     }
     needs
 }
@@ -111,6 +123,9 @@ fn needs(config: &Config, facts: &Facts) -> Vec<Need> {
 fn lack(host: &Host, need: &Need) -> Option<Lack> {
     let mut first = None;
     for path in &need.paths {
+        if need.beside.as_ref().is_some_and(|beside| !is_beside(host, beside, path)) {
+            continue;
+        }
         let here = host.path(host.resolve(path).unwrap_or_else(|_| path.clone()));
         match attempt(&here, need.purpose) {
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
-pub use values::{duration, list, listen_addresses, optional_list};
+pub use values::{duration, list, listen_addresses, number, optional_list};
 
 use crate::host;
 use crate::sampler::{Options, OptionsError, SamplerDef};
@@ -60,11 +60,24 @@ pub struct Web {
     pub listen_address: Vec<String>,
     /// The path of the figures.
     pub telemetry_path: String,
+    /// The Unix socket on which `check` asks this agent; empty for none.
+    pub socket: PathBuf,
+    /// The web configuration file: TLS, passwords, headers; none for an open port.
+    pub config_file: Option<PathBuf>,
+    /// So many requests for figures or status at a time, 503 above; 0 for any number.
+    #[serde(deserialize_with = "number")]
+    pub max_requests: usize,
 }
 
 impl Default for Web {
     fn default() -> Self {
-        Self { listen_address: vec![":10379".into()], telemetry_path: "/metrics".into() }
+        Self {
+            listen_address: vec![":10379".into()],
+            telemetry_path: "/metrics".into(),
+            socket: "/run/controlplane-exporter/agent.sock".into(),
+            config_file: None,
+            max_requests: 40,
+        }
     }
 }
 
@@ -245,6 +258,9 @@ impl Config {
         let web: Web = parse(section("web"), "web", origin)?;
         if let Err(what) = telemetry_path(&web.telemetry_path) {
             return Err(error("web.telemetry_path", what));
+        }
+        if web.max_requests > tokio::sync::Semaphore::MAX_PERMITS {
+            return Err(error("web.max_requests", "is too large; 0 stands for any number".into()));
         }
         if web.listen_address.is_empty() {
             return Err(error("web.listen_address", "needs at least one address".into()));
@@ -505,6 +521,9 @@ mod tests {
             ("web: {telemetry_path: /}", "web.telemetry_path: ", "must be `/` and"),
             ("web: {telemetry_path: '/{a'}", "web.telemetry_path: ", "must be `/` and"),
             ("web: {telemetry_path: /-/ready}", "web.telemetry_path: ", "is another page"),
+            ("web: {max_requests: many}", "web.max_requests: ", "a whole number"),
+            ("web: {max_requests: -1}", "web.max_requests: ", "a whole number"),
+            ("web: {max_requests: 9223372036854775807}", "web.max_requests: ", "too large"),
             ("log: {level: loud}", "log.level: ", "unknown variant"),
             ("- a\n- b", "", ""),
             ("a: [", "", "line 2"),
@@ -618,6 +637,7 @@ mod tests {
             let wanted = std::net::SocketAddr::new(ip, port);
             prop_assert_eq!(listen_addresses(&wanted.to_string()), Ok(wanted));
             prop_assert_eq!(listen_addresses(&format!(":{port}")).unwrap().port(), port);
+            prop_assert_eq!(listen_addresses(&format!("[{ip}]:{port}")), Ok(wanted));
         });
     }
 

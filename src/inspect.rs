@@ -1,7 +1,7 @@
 //! `controlplane-exporter inspect`: what was detected, which samplers are on, which are off and why,
 //! and the command that would give the agent a permission it lacks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::access::Lack;
@@ -22,14 +22,24 @@ pub fn report(config: &Config, facts: &Facts, lacks: Result<&[Lack], &str>) -> S
         if facts.hostname.is_empty() { "(no name)" } else { &facts.hostname }
     ));
     if facts.installations.is_empty() {
-        out.push_str(&format!("\nNo Kubernetes control plane was found below {}.\nIf there is one, say where it is in the section `host` of the configuration.\n",
-            config.path.rootfs.display()));
+        out.push_str(&format!(
+            "\nNo Kubernetes control plane was found below {}.\n\
+             If there is one, tell the agent in its configuration, for example\n  \
+             host: {{distribution: k3s, role: server, data_dir: /data/k3s}}\n",
+            config.path.rootfs.display()
+        ));
     }
     for node in &facts.installations {
-        let version = node.version.as_deref().unwrap_or("(version unknown)");
+        let version = node.version.as_deref().unwrap_or("(version unknown; set host.version)");
         out.push_str(&format!("\n{} {version}\n", node.distribution));
         line(&mut out, "role", node.role.as_str());
-        line(&mut out, "running", if node.running { "yes" } else { "no process seen" });
+        let unit = node.units.iter().find(|unit| unit.expected).or(node.units.first());
+        let running = match unit {
+            _ if node.running => "yes".to_owned(),
+            Some(unit) => format!("no process seen; `systemctl status {}` says why", unit.name),
+            None => "no process seen".to_owned(),
+        };
+        line(&mut out, "running", &running);
         line(&mut out, "datastore", node.datastore.as_str());
         line(&mut out, "data", &path(node.datastore_dir.as_deref().or(node.data_dir.as_deref())));
         if let Some(etcd) = &node.etcd {
@@ -56,14 +66,18 @@ pub fn report(config: &Config, facts: &Facts, lacks: Result<&[Lack], &str>) -> S
         let mount =
             format!("{} ({} on {})", place.mount_point.display(), place.fstype, place.source);
         line(&mut out, "mount", &mount);
-        let disks = if place.disks.is_empty() { "unknown".into() } else { place.disks.join(", ") };
+        let disks = if place.disks.is_empty() {
+            "unknown; set host.devices".into()
+        } else {
+            place.disks.join(", ")
+        };
         line(&mut out, "disks", &disks);
     }
     out.push_str("\nSamplers\n");
     let host = Host::at(&config.path.rootfs).with_facts(facts.clone());
     for (name, def) in samplers::ALL {
         let verdict = match config.samplers.get(name).and_then(Option::as_ref) {
-            None => "off             switched off in the configuration".to_owned(),
+            None => format!("off             set {name}.enabled to true to switch it on"),
             Some(options) => match (def.build)(options, &host) {
                 Ok(Build::Run(_))
                     if lacks.unwrap_or_default().iter().any(|l| l.sampler == *name) =>
@@ -111,16 +125,17 @@ fn permissions(facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
         return String::new();
     }
     let mut out = "\nMissing permissions\n".to_owned();
+    // One line for a path, whoever needs it.
+    let mut paths: BTreeMap<(&Path, &str), Vec<&str>> = BTreeMap::new();
     for lack in lacks {
-        out.push_str(&format!(
-            "  {:<14} {}: {}\n",
-            lack.sampler,
-            lack.path.display(),
-            lack.error.to_lowercase()
-        ));
+        paths.entry((&lack.path, &lack.error)).or_default().push(&lack.sampler);
+    }
+    for ((path, error), samplers) in paths {
+        let error = error.split(" (os error").next().unwrap_or(error).to_lowercase();
+        out.push_str(&format!("  {}: {error}, for {}\n", path.display(), samplers.join(" and ")));
     }
     if lacks.is_empty() {
-        out.push_str("  detection      see the notes\n");
+        out.push_str("  of detection: see the notes\n");
     }
     let wanted = wanted.into_iter().collect::<Vec<_>>().join(" ");
     if rustix::process::geteuid().is_root() {

@@ -15,18 +15,23 @@
 
 pub mod access;
 pub mod catalog;
+pub mod check;
 pub mod child;
 pub mod config;
+pub mod dqlite;
 pub mod etcd;
 pub mod history;
 pub mod host;
 pub mod inspect;
+pub mod member;
 pub mod metric;
+pub mod runbook;
 pub mod sample;
 pub mod sampler;
 pub mod samplers;
 pub mod scheduler;
 pub mod self_metrics;
+pub mod status;
 pub mod store;
 pub mod thresholds;
 pub mod verdict;
@@ -45,6 +50,11 @@ use host::{Facts, Host, Overrides};
 use scheduler::Scheduler;
 use self_metrics::Statuses;
 use store::Store;
+
+/// The static binary's: the one that comes with its C library maps and unmaps every large buffer.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// How often the node is looked at anew: an agent may boot before k3s, and a snap refreshes.
 const DETECT_INTERVAL: Duration = Duration::from_mins(1);
@@ -110,7 +120,7 @@ impl Signals {
     }
 }
 
-/// Serves on `listeners` and samples until told to stop.
+/// Serves on `listeners` behind `lock` and on the node's own `socket`, and samples until told to stop.
 ///
 /// The port answers before the first sample is taken and before the node is looked at: a disk that
 /// hangs must not keep anybody from asking. `started` is called as soon as it does.
@@ -118,22 +128,29 @@ pub async fn run(
     mut config: Config,
     flags: Flags,
     listeners: Vec<TcpListener>,
+    lock: Option<Arc<web::lock::Lock>>,
+    socket: Option<web::socket::Socket>,
     mut signals: Signals,
     started: impl FnOnce(),
 ) {
     let store = Arc::new(Store::new(Arc::new(Statuses::default())));
     let (facts_sender, facts) = watch::channel(Arc::new(Facts::default()));
-    let app = web::App::new(
-        Arc::clone(&store),
-        facts,
-        signals.reload_sender.clone(),
-        config.web.telemetry_path.clone(),
-    );
-    let router = web::router(app);
-    let servers: Vec<_> = listeners
-        .into_iter()
-        .map(|listener| tokio::spawn(web::serve(listener, router.clone(), signals.stop.clone())))
-        .collect();
+    let app = web::App::new(Arc::clone(&store), facts, signals.reload_sender.clone(), &config.web);
+    let mut router = web::router(app.clone());
+    let mut servers = Vec::new();
+    if let Some(lock) = &lock {
+        router = web::locked(router, lock);
+        let fresh = Arc::clone(lock).keep_fresh(Arc::clone(&store), signals.stop.clone());
+        servers.push(tokio::spawn(fresh));
+    }
+    for listener in listeners {
+        let port = web::Port::new(listener, lock.clone());
+        servers.push(tokio::spawn(web::serve(port, router.clone(), signals.stop.clone())));
+    }
+    if let Some(socket) = socket {
+        let pages = web::local_router(app);
+        servers.push(tokio::spawn(web::serve(socket, pages, signals.stop.clone())));
+    }
     started();
 
     let mut scheduler = Scheduler::new(Arc::clone(&store));
@@ -177,16 +194,26 @@ pub async fn run(
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
         let Some(request) = reload else { continue };
+        let web_read = async {
+            match &lock {
+                Some(lock) => lock.reread(&store).await,
+                None => Ok(()),
+            }
+        };
         let read = tokio::select! {
-            read = reread(&files, &config, &flags) => read,
+            read = async { tokio::join!(reread(&files, &config, &flags), web_read) } => read,
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
+        let (read, web_read) = read;
         match read {
             Ok(new) => {
                 tracing::info!("configuration read again");
                 store.statuses().reloaded(true);
                 config = new;
-                answer = Some(request);
+                match web_read {
+                    Ok(()) => answer = Some(request),
+                    Err(error) => reply(request, Err(error)),
+                }
             }
             Err(error) => {
                 tracing::error!(error, "the configuration is wrong; the old one stays");
@@ -207,9 +234,12 @@ fn reply(to: oneshot::Sender<Result<(), String>>, what: Result<(), String>) {
     drop(to.send(what));
 }
 
-/// Reads the configuration again, its file in a child process: the disk may be sick. Where the agent
-/// listens and how it logs is fixed at the start.
-async fn reread(slot: &child::Slot, old: &Config, flags: &Flags) -> Result<Config, String> {
+/// The configuration, its file read in a child process: the disk may be sick.
+///
+/// # Errors
+///
+/// The text of the first thing that is wrong.
+pub async fn load_config(slot: &child::Slot, flags: &Flags) -> Result<Config, String> {
     let text = match &flags.file {
         None => None,
         Some(file) => {
@@ -218,7 +248,12 @@ async fn reread(slot: &child::Slot, old: &Config, flags: &Flags) -> Result<Confi
             Some(read?)
         }
     };
-    let new = Config::load_text(flags, text.as_deref()).map_err(|error| error.to_string())?;
+    Config::load_text(flags, text.as_deref()).map_err(|error| error.to_string())
+}
+
+/// Reads the configuration again. Where the agent listens and how it logs is fixed at the start.
+async fn reread(slot: &child::Slot, old: &Config, flags: &Flags) -> Result<Config, String> {
+    let new = load_config(slot, flags).await?;
     if new.web != old.web || new.log != old.log || new.path != old.path {
         tracing::warn!("changes of web, log and path need a restart");
     }

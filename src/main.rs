@@ -1,13 +1,17 @@
 //! Arguments, logs, configuration, runtime, signals, exit codes; nothing else.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use controlplane_exporter as agent;
+use controlplane_exporter::check;
 use controlplane_exporter::config::{self, Config, Flags, LogFormat, LogLevel};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +40,12 @@ struct CliOptions {
     /// Path of the figures [default: /metrics]
     #[arg(long = "web.telemetry-path", value_name = "PATH", global = true)]
     telemetry_path: Option<String>,
+    /// Web configuration file of the exporter toolkit: TLS, passwords, headers
+    #[arg(long = "web.config.file", value_name = "FILE", global = true)]
+    web_config_file: Option<String>,
+    /// So many requests for figures or status at a time, 503 above; 0 for any number [default: 40]
+    #[arg(long = "web.max-requests", value_name = "NUMBER", global = true)]
+    max_requests: Option<usize>,
     /// The host's files are below this path [default: /]
     #[arg(long = "path.rootfs", value_name = "PATH", global = true)]
     rootfs: Option<String>,
@@ -49,6 +59,11 @@ struct CliOptions {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say how this node is, to a monitoring system or to a person
+    ///
+    /// Exit codes: 0 all is well, 1 warning, 2 critical, 3 unknown or wrong usage. It asks the running agent; without one it
+    /// takes one round of samples itself.
+    Check(CheckOptions),
     /// Print what was detected, which samplers are on, which are off and why
     Inspect,
     /// Print the effective configuration; exit 1 with file, key and reason when it is wrong
@@ -70,26 +85,110 @@ enum Command {
     /// Read the configuration file for the agent that started this process
     #[command(hide = true)]
     ConfigFile,
+    /// Read the web configuration file for the agent that started this process
+    #[command(hide = true)]
+    WebConfig,
     /// Try permissions for the agent that started this process
     #[command(hide = true)]
     Access,
     /// Read files for the agent that started this process
     #[command(hide = true)]
     Read,
+    /// Look at a dqlite node's directory for the agent that started this process
+    #[command(hide = true)]
+    Dqlite,
+}
+
+/// How `check` prints what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CheckFormat {
+    /// One line with performance data
+    Nagios,
+    /// Lines for a person
+    Text,
+    /// One JSON object
+    Json,
+}
+
+#[derive(Args)]
+#[command(version)]
+struct CheckOptions {
+    /// What to look at
+    #[arg(long, value_enum, default_value = "all")]
+    profile: check::Profile,
+    /// How to print it [default: text on a terminal, else nagios]
+    #[arg(long, value_enum)]
+    format: Option<CheckFormat>,
+    /// Say more, up to -vvv
+    #[arg(short, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Warn by this range instead of the alert's limit, such as `sync_p90=0.05`; repeatable
+    #[arg(short, long, value_name = "NAME=RANGE")]
+    warning: Vec<check::Limit>,
+    /// Critical by this range instead of the alert's limit; repeatable
+    #[arg(short, long, value_name = "NAME=RANGE")]
+    critical: Vec<check::Limit>,
+    /// Seconds after which it ends, whatever hangs
+    #[arg(short, long, value_name = "SECONDS", default_value = "8", value_parser = clap::value_parser!(u64).range(1..=600))]
+    timeout: u64,
+    /// Ask the agent on this host instead, over plain HTTP
+    #[arg(short = 'H', long, value_name = "HOST", conflicts_with = "own")]
+    host: Option<String>,
+    /// The port of that agent
+    #[arg(short, long, default_value_t = 10379, requires = "host")]
+    port: u16,
+    /// Only whether the agent itself answers, for a container's health check
+    #[arg(long = "self")]
+    own: bool,
+}
+
+/// Called by this name it is the plugin, so that monitoring systems find it among theirs.
+const PLUGIN: &str = "check_controlplane";
+
+/// The arguments, with the command that the program's name stands for; and whether it is a check.
+fn arguments() -> (Vec<OsString>, bool) {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let name = args.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == PLUGIN) {
+        args.insert(1, "check".into());
+        if !args.iter().any(|arg| arg.to_string_lossy().starts_with("--format")) {
+            args.insert(2, "--format=nagios".into());
+        }
+    }
+    let is_check = args.iter().skip(1).any(|arg| arg == "check");
+    (args, is_check)
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let (args, is_check) = arguments();
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // A monitoring system reads standard output, and takes 2 for critical.
+        Err(error) if is_check => {
+            drop(print(&error.render().to_string()));
+            return ExitCode::from(3);
+        }
+        Err(error) => error.exit(),
+    };
+    if let Some(Command::Check(options)) = &cli.command {
+        return run_check(&cli, options);
+    }
     let ended = match &cli.command {
         Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
         Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
         Some(Command::ConfigFile) => agent::run_read_config().map_err(Into::into),
+        Some(Command::WebConfig) => agent::web::lock::run_read().map_err(Into::into),
         Some(Command::Access) => agent::access::run_access().map_err(Into::into),
+        Some(Command::Dqlite) => agent::dqlite::directory::run_child().map_err(Into::into),
         Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),
-        Some(Command::Config) => load(&cli).and_then(|(config, _)| print(&config.to_yaml())),
+        Some(Command::Config) => load(&cli).and_then(|(config, _)| {
+            config.web.config_file.as_deref().map_or(Ok(()), agent::web::lock::check)?;
+            print(&config.to_yaml())
+        }),
+        Some(Command::Check(_)) => unreachable!("it has returned"),
         Some(Command::Inspect) => load(&cli).and_then(|(config, _)| inspect(&config)),
         None => load(&cli).and_then(|(config, flags)| serve(config, flags)),
     };
@@ -110,20 +209,98 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn load(cli: &Cli) -> anyhow::Result<(Config, Flags)> {
+/// Prints what was found and returns the exit code for it.
+fn run_check(cli: &Cli, options: &CheckOptions) -> ExitCode {
+    let service = options.profile.service();
+    let within = Duration::from_secs(options.timeout);
+    let said = Arc::new(AtomicBool::new(false));
+    // Whoever is first says it.
+    let say = |said: &AtomicBool, text: &str| {
+        if !said.swap(true, Ordering::SeqCst) {
+            drop(print(text));
+        }
+    };
+    let watched = Arc::clone(&said);
+    std::thread::spawn(move || {
+        std::thread::sleep(within);
+        let text = format!(
+            "{service} CRITICAL: no result within {within:?}: something on this node hangs\n"
+        );
+        say(&watched, &text);
+        #[expect(clippy::exit, reason = "the rest of the process hangs")]
+        std::process::exit(2);
+    });
+    // A child that a sick disk holds would keep standard error open, and whoever reads it waiting.
+    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+        rustix::stdio::dup2_stderr(null).ok();
+    }
+    let until = tokio::time::Instant::now() + within;
+    let found = std::panic::catch_unwind(|| {
+        let runtime = runtime()?;
+        let found = runtime.block_on(checked(cli, options, until));
+        // What hangs must not keep the result from being read.
+        runtime.shutdown_background();
+        anyhow::Ok(found)
+    });
+    let (text, code) = match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => (format!("{service} UNKNOWN: {error:#}\n"), 3),
+        Err(_) => {
+            (format!("{service} UNKNOWN: the check itself failed, which is a mistake in it\n"), 3)
+        }
+    };
+    say(&said, &text);
+    ExitCode::from(code)
+}
+
+async fn checked(cli: &Cli, options: &CheckOptions, until: tokio::time::Instant) -> (String, u8) {
+    let profile = options.profile;
+    let seen = if let Some(host) = &options.host {
+        check::look_from_afar(host, options.port, until).await
+    } else {
+        let config = match agent::load_config(&agent::child::Slot::default(), &flags(cli)).await {
+            Ok(config) => config,
+            Err(error) => return (format!("{} UNKNOWN: {error}\n", profile.service()), 3),
+        };
+        if options.own {
+            return match check::healthy(&config, until).await {
+                Ok(()) => ("CONTROLPLANE-EXPORTER OK: the agent answers\n".to_owned(), 0),
+                Err(error) => (format!("CONTROLPLANE-EXPORTER CRITICAL: {error}\n"), 2),
+            };
+        }
+        check::look(&config, profile, until).await
+    };
+    let seen = seen.narrowed(profile, &options.warning, &options.critical);
+    let by_default =
+        if io::stdout().is_terminal() { CheckFormat::Text } else { CheckFormat::Nagios };
+    let text = match options.format.unwrap_or(by_default) {
+        CheckFormat::Nagios => check::nagios(&seen, profile, options.verbose),
+        CheckFormat::Text => check::text(&seen, profile, options.verbose),
+        CheckFormat::Json => check::json(&seen),
+    };
+    (text, check::exit_code(seen.status.health))
+}
+
+fn flags(cli: &Cli) -> Flags {
     let options = &cli.options;
     let word = |value: Option<String>| value.map(|text| text.trim_matches('"').to_owned());
     let set = [
         ("web.telemetry_path", options.telemetry_path.clone()),
+        ("web.config_file", options.web_config_file.clone()),
+        ("web.max_requests", options.max_requests.map(|number| number.to_string())),
         ("path.rootfs", options.rootfs.clone()),
         ("log.level", word(options.log_level.and_then(|l| serde_json::to_string(&l).ok()))),
         ("log.format", word(options.log_format.and_then(|f| serde_json::to_string(&f).ok()))),
     ];
-    let flags = Flags {
+    Flags {
         file: options.config_file.clone(),
         set: set.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
         listen: options.listen_address.clone(),
-    };
+    }
+}
+
+fn load(cli: &Cli) -> anyhow::Result<(Config, Flags)> {
+    let flags = flags(cli);
     Ok((Config::load(&flags)?, flags))
 }
 
@@ -154,6 +331,7 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     log_panics();
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
+        let lock = config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
         let mut listeners = Vec::new();
         for address in &config.web.listen_address {
             let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
@@ -167,12 +345,13 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
             tracing::info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
             listeners.push(listener);
         }
+        let socket = listen_for_checks(&config.web.socket);
         let (stop, stopped) = watch::channel(false);
         let signals = agent::Signals::new(stopped);
         let reload = signals.reload_sender.clone();
         let handle = tokio::spawn(wait_for_signals(stop, reload)?);
         tokio::spawn(keep_watchdog_fed());
-        agent::run(config, flags, listeners, signals, || {
+        agent::run(config, flags, listeners, lock, socket, signals, || {
             lock_memory();
             notify(&[sd_notify::NotifyState::Ready]);
         })
@@ -184,6 +363,23 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     // A thread that a sick disk holds must not keep the agent from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// The socket of the check command; without it, a check samples by itself.
+fn listen_for_checks(path: &std::path::Path) -> Option<agent::web::socket::Socket> {
+    if path.as_os_str().is_empty() {
+        return None;
+    }
+    match agent::web::socket::bind(path) {
+        Ok(socket) => {
+            tracing::info!(socket = %path.display(), "listening for checks");
+            Some(socket)
+        }
+        Err(error) => {
+            tracing::info!(socket = %path.display(), %error, "not listening for checks (web.socket)");
+            None
+        }
+    }
 }
 
 fn start_log(log: &config::Log) {

@@ -136,20 +136,22 @@ impl Number for SystemTime {
     }
 }
 
-/// A cumulative distribution with fixed bounds. It lives in its sampler, and a copy goes into
-/// each batch.
+/// A cumulative distribution, as a classic histogram with fixed bounds and as a native one. It lives
+/// in its sampler, and a copy goes into each batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
     bounds: Vec<f64>,
     /// One count per bound, and one for what lies above the last.
     counts: Vec<u64>,
     sum: f64,
+    native: Native,
 }
 
 impl Histogram {
     /// An empty distribution with these upper bounds, ascending.
     pub fn new(bounds: &[f64]) -> Self {
-        Self { bounds: bounds.to_vec(), counts: vec![0; bounds.len() + 1], sum: 0.0 }
+        let counts = vec![0; bounds.len() + 1];
+        Self { bounds: bounds.to_vec(), counts, sum: 0.0, native: Native::default() }
     }
 
     /// Counts one value.
@@ -157,6 +159,7 @@ impl Histogram {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.counts[bucket] += 1;
         self.sum += value;
+        self.native.observe(value);
     }
 
     /// How many values were counted.
@@ -169,17 +172,30 @@ impl Histogram {
         self.sum
     }
 
-    /// What was counted since `earlier`, a copy of this distribution; all of it when that is none.
+    /// The same values in the buckets of a native histogram.
+    pub fn native(&self) -> &Native {
+        &self.native
+    }
+
+    /// A copy without the native buckets, for whoever keeps many.
+    #[must_use]
+    pub fn classic(&self) -> Self {
+        let (bounds, counts) = (self.bounds.clone(), self.counts.clone());
+        Self { bounds, counts, sum: self.sum, native: Native::default() }
+    }
+
+    /// What was counted since `earlier`, a copy of this distribution; all of it when that is none. Classic buckets only.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let is_copy = self.bounds == earlier.bounds
             && self.counts.iter().zip(&earlier.counts).all(|(now, then)| now >= then);
         if !is_copy {
-            return self.clone();
+            return self.classic();
         }
         let counts =
             self.counts.iter().zip(&earlier.counts).map(|(now, then)| now - then).collect();
-        Self { bounds: self.bounds.clone(), counts, sum: self.sum - earlier.sum }
+        let (bounds, sum) = (self.bounds.clone(), self.sum - earlier.sum);
+        Self { bounds, counts, sum, native: Native::default() }
     }
 
     /// The value below which this share of the counted ones lies, as `histogram_quantile` estimates it: evenly
@@ -210,6 +226,86 @@ impl Histogram {
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(self.counts.iter().copied())
+    }
+}
+
+/// The buckets of a native histogram, for durations in seconds.
+///
+/// The resolution is fixed: each bucket ends 9 % above the one before. From a microsecond to 68 minutes these are
+/// 256 buckets, so it can never hold more than that, whatever is observed; a disk's syncs fill about forty. A value
+/// below counts as zero, one above as 68 minutes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Native {
+    zeros: u64,
+    /// Index and own count of each bucket that is not empty, by index.
+    buckets: Vec<(i32, u64)>,
+}
+
+impl Native {
+    /// Prometheus' number for eight buckets in each power of two.
+    pub const SCHEMA: i32 = 3;
+    /// 2^-20: what is not above counts as zero.
+    pub const ZERO_THRESHOLD: f64 = 1.0 / 1_048_576.0;
+    /// The bucket that ends at 2^12.
+    const LAST: i32 = 12 * 8;
+    /// Upper bounds of the eight buckets between 1/2 and 1, without the 1.
+    const FRACTIONS: [f64; 8] = [
+        0.5,
+        0.545_253_866_332_628_8,
+        0.594_603_557_501_360_5,
+        0.648_419_777_325_504_8,
+        std::f64::consts::FRAC_1_SQRT_2,
+        0.771_105_412_703_970_4,
+        0.840_896_415_253_714_5,
+        0.917_004_043_204_671_2,
+    ];
+
+    fn observe(&mut self, value: f64) {
+        if value.is_nan() || value <= Self::ZERO_THRESHOLD {
+            self.zeros += 1;
+            return;
+        }
+        let index = Self::index(value);
+        match self.buckets.binary_search_by_key(&index, |(index, _)| *index) {
+            Ok(at) => self.buckets[at].1 += 1,
+            Err(at) => self.buckets.insert(at, (index, 1)),
+        }
+    }
+
+    /// The bucket with the number `i` holds what is above 2^((i-1)/8) and not above 2^(i/8).
+    fn index(value: f64) -> i32 {
+        if value >= 4096.0 {
+            return Self::LAST;
+        }
+        // The value as a fraction of at least 1/2 times a power of two; it is normal and finite here.
+        let bits = value.to_bits();
+        let exponent = i32::try_from((bits >> 52) & 0x7ff).unwrap_or_default() - 1022;
+        let fraction = f64::from_bits((bits & !(0x7ff << 52)) | (1022 << 52));
+        let part = Self::FRACTIONS.partition_point(|bound| *bound < fraction);
+        (exponent - 1) * 8 + i32::try_from(part).unwrap_or_default()
+    }
+
+    /// What counted as zero.
+    pub fn zeros(&self) -> u64 {
+        self.zeros
+    }
+
+    /// The buckets as Prometheus wants them: runs of neighbours, each as its distance from the end of the run before
+    /// and its length, and for each bucket how much more it holds than the one before.
+    pub fn spans_and_deltas(&self) -> (Vec<(i32, u32)>, Vec<i64>) {
+        let (mut spans, mut deltas) = (Vec::<(i32, u32)>::new(), Vec::new());
+        let (mut next, mut before) = (0, 0);
+        for (index, count) in &self.buckets {
+            match spans.last_mut() {
+                Some((_, length)) if *index == next => *length += 1,
+                _ => spans.push((index - next, 1)),
+            }
+            next = index + 1;
+            let count = i64::try_from(*count).unwrap_or(i64::MAX);
+            deltas.push(count - before);
+            before = count;
+        }
+        (spans, deltas)
     }
 }
 
@@ -526,6 +622,52 @@ mod tests {
         }
         let counts: Vec<u64> = histogram.buckets().map(|(_, n)| n).collect();
         assert_eq!((counts, histogram.count()), (vec![1, 2, 1], 4));
+    }
+
+    #[test]
+    fn native_buckets_end_at_the_powers_of_two_and_include_their_end() {
+        for power in -19..=12 {
+            let end = f64::from(power).exp2();
+            let above = f64::from_bits(end.to_bits() + 1);
+            assert_eq!(Native::index(end), power * 8, "2^{power}");
+            assert_eq!(Native::index(above), (power * 8 + 1).min(Native::LAST), "above 2^{power}");
+        }
+        proptest::proptest!(|(value in 1e-6..4096.0_f64)| {
+            let end = |index: i32| (f64::from(index) / 8.0).exp2();
+            let index = Native::index(value);
+            // The library's power may be off in its last digit.
+            proptest::prop_assert!(value <= end(index) * (1.0 + 1e-15), "{value} in {index}");
+            proptest::prop_assert!(value > end(index - 1) * (1.0 - 1e-15), "{value} in {index}");
+        });
+    }
+
+    #[test]
+    fn whatever_is_observed_a_native_histogram_holds_every_value_in_256_buckets() {
+        let strange = [0.0, -1.0, f64::NAN, f64::INFINITY, f64::MAX, f64::MIN_POSITIVE, 1e-300];
+        let mut histogram = Histogram::new(&[1.0]);
+        for value in strange {
+            histogram.observe(value);
+        }
+        for step in 0..10_000 {
+            histogram.observe((f64::from(step) / 100.0 - 30.0).exp2());
+        }
+        let native = histogram.native();
+        assert!(native.buckets.len() <= 256, "{}", native.buckets.len());
+        let held = native.zeros + native.buckets.iter().map(|(_, n)| n).sum::<u64>();
+        assert_eq!(held, histogram.count());
+        assert_eq!(histogram.classic().native(), &Native::default());
+    }
+
+    #[test]
+    fn neighbouring_buckets_share_a_span_and_counts_are_differences() {
+        let mut histogram = Histogram::new(&[1.0]);
+        // Buckets -16, -15 (twice) and 8; one zero.
+        for value in [0.25, 0.26, 0.27, 2.0, 0.0] {
+            histogram.observe(value);
+        }
+        let (spans, deltas) = histogram.native().spans_and_deltas();
+        assert_eq!(spans, [(-16, 2), (22, 1)]);
+        assert_eq!((deltas, histogram.native().zeros()), (vec![1, 1, -1], 1));
     }
 
     #[test]

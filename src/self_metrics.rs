@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::metric::{Desc, Metric};
 use crate::sample::{Batch, SampleError};
@@ -23,6 +23,8 @@ pub static METRICS: &[Desc] = &[
     INFLIGHT.desc(),
     DROPPED.desc(),
     RELOAD_OK.desc(),
+    WEB_RELOAD_OK.desc(),
+    WEB_RELOAD_TIME.desc(),
 ];
 
 static UP: Metric<1> = Metric::gauge(
@@ -73,11 +75,22 @@ static RELOAD_OK: Metric<0> = Metric::gauge(
     [],
 );
 
+static WEB_RELOAD_OK: Metric<0> = Metric::gauge(
+    "controlplane_exporter_web_config_last_reload_successful",
+    "Whether the web configuration file and the certificates that it names were valid when they were last read. No series without such a file.",
+    [],
+);
+static WEB_RELOAD_TIME: Metric<0> = Metric::gauge(
+    "controlplane_exporter_web_config_last_reload_success_timestamp_seconds",
+    "When the web configuration file and what it names were last read and found valid, in Unix time.",
+    [],
+);
+
 /// A first run that takes longer keeps the agent from being ready no more; its deadline may be far.
 const FIRST_RUN: Duration = Duration::from_secs(30);
 
 /// What a sampler does here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It runs on its interval.
@@ -150,6 +163,8 @@ impl Default for Status {
 pub struct Statuses {
     samplers: Mutex<BTreeMap<&'static str, Status>>,
     reload_failed: std::sync::atomic::AtomicBool,
+    /// Whether the web configuration was valid when it was last read, and when it last was.
+    web: Mutex<Option<(bool, SystemTime)>>,
     /// Every sampler has been told to run or to rest.
     planned: std::sync::atomic::AtomicBool,
 }
@@ -251,6 +266,13 @@ impl Statuses {
         self.reload_failed.store(!ok, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// The web configuration was read again, or could not be.
+    pub fn web_reloaded(&self, ok: bool) {
+        let mut web = self.web.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = web.map_or_else(SystemTime::now, |(_, last)| last);
+        *web = Some((ok, if ok { SystemTime::now() } else { last }));
+    }
+
     /// A copy, by sampler.
     pub fn all(&self) -> BTreeMap<&'static str, Status> {
         self.samplers.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -268,6 +290,11 @@ impl Statuses {
         let mut out = Batch::default();
         let ok = !self.reload_failed.load(std::sync::atomic::Ordering::Relaxed);
         out.push(&RELOAD_OK, [], ok);
+        let web = *self.web.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((ok, last)) = web {
+            out.push(&WEB_RELOAD_OK, [], ok);
+            out.push(&WEB_RELOAD_TIME, [], last);
+        }
         for (sampler, s) in self.all() {
             out.info(&STATE, [sampler, s.state.as_str()]);
             if matches!(s.state, State::Off | State::NotApplicable) {

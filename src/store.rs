@@ -10,13 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, MetricEncoder, NativeHistogram, NativeHistogramBuckets, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use tokio::time::Instant;
 
 use crate::history::History;
 use crate::metric::{Desc, Kind};
-use crate::sample::{Batch, Event, Series, Value};
+use crate::sample::{Batch, Event, Native, Series, Value};
 use crate::samplers;
 use crate::self_metrics::{self, Statuses};
 
@@ -120,9 +122,15 @@ impl Store {
     }
 
     /// What a growing series was `span` ago; see [`History::before`].
-    pub fn before(&self, metric: &'static str, labels: &[String], span: Duration) -> Option<Value> {
+    pub fn before(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+        span: Duration,
+    ) -> Option<(Value, Duration)> {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.before(metric, labels, span, Instant::now()).cloned()
+        let (value, age) = history.before(metric, labels, span, Instant::now())?;
+        Some((value.clone(), age))
     }
 
     /// The number under these labels as a scrape would show it now.
@@ -215,12 +223,18 @@ fn encode_value(kind: Kind, value: &Value, metric: &mut MetricEncoder) -> std::f
     match value {
         Value::Histogram(histogram) => {
             let buckets: Vec<_> = histogram.buckets().collect();
-            metric.encode_histogram::<NoLabelSet>(
-                histogram.sum(),
-                histogram.count(),
-                &buckets,
-                None,
-            )
+            let (spans, deltas) = histogram.native().spans_and_deltas();
+            // In the text formats only the classic buckets appear.
+            let native = NativeHistogram {
+                schema: Native::SCHEMA,
+                zero_threshold: Native::ZERO_THRESHOLD,
+                zero_count: histogram.native().zeros(),
+                negative: NativeHistogramBuckets { spans: &[], deltas: &[] },
+                positive: NativeHistogramBuckets { spans: &spans, deltas: &deltas },
+                created: None,
+            };
+            let (sum, count) = (histogram.sum(), histogram.count());
+            metric.encode_histogram_with_native::<NoLabelSet>(sum, count, &buckets, None, native)
         }
         other if kind == Kind::Counter => {
             metric.encode_counter::<NoLabelSet, f64, u64>(&other.as_number(), None)

@@ -40,7 +40,7 @@ case ${1:-all} in
     lint
     group 1 build cargo test --locked --no-run
     group 2 unit cargo test --locked --lib --bins
-    group 1 size cargo build --locked --release
+    group 1 static deploy/package.sh static
     for module in $(sed -n 's/^mod \([a-z_]*\);$/\1/p' tests/it/main.rs); do
       if [ "$module" != lab ]; then group 2 "it $module" cargo test --locked --test it -- "$module::"; fi
     done

@@ -8,15 +8,48 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
 /// The socket addresses of a `--web.listen-address`: an empty host means every address, and
-/// `[::]` accepts IPv4 as well.
+/// `[::]` accepts IPv4 as well. An IPv4 address may stand in brackets, too, so that a manifest can write
+/// `[$(HOST_IP)]:10379` for both kinds.
 ///
 /// # Errors
 ///
 /// A sentence that says what is wrong with it.
 pub fn listen_addresses(text: &str) -> Result<std::net::SocketAddr, String> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    let bracketed = full.strip_prefix('[').and_then(|rest| rest.split_once("]:"));
+    if let Some((ip, port)) = bracketed
+        && let (Ok(ip), Ok(port)) = (ip.parse::<std::net::Ipv4Addr>(), port.parse::<u16>())
+    {
+        return Ok((ip, port).into());
+    }
     std::net::SocketAddr::from_str(&full.replace("localhost:", "127.0.0.1:"))
         .map_err(|_| format!("{text:?} is no address; use :10379, 127.0.0.1:10379 or [::1]:10379"))
+}
+
+/// A whole number; as a text, too, since flags are texts.
+///
+/// # Errors
+///
+/// When it is neither.
+pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    struct Whole;
+    impl Visitor<'_> for Whole {
+        type Value = usize;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<usize, E> {
+            usize::try_from(number)
+                .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<usize, E> {
+            text.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(Whole)
 }
 
 /// A length of time with its unit: `500ms`, `15s`, `2m`.

@@ -41,8 +41,11 @@ impl Address {
     /// A sentence that says what was expected.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
+            // What stands before an @ is often a password.
+            let shown = text.rsplit_once('@').map(|(_, rest)| format!("***@{rest}"));
+            let shown = shown.as_deref().unwrap_or(text);
             format!(
-                "{text:?} is no address; use https://127.0.0.1:2379, http://127.0.0.1:2379 or the \
+                "{shown:?} is no address; use https://127.0.0.1:2379, http://127.0.0.1:2379 or the \
                  absolute path of a socket"
             )
         };
@@ -192,6 +195,14 @@ mod tests {
         ] {
             let error = Address::parse(text).unwrap_err();
             assert!(error.contains("use https://"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_error_shows_no_password() {
+        for text in ["https://root:hunter2@h:1", "mysql://k3s:hunter2@tcp(db:3306)/kine"] {
+            let error = Address::parse(text).unwrap_err();
+            assert!(error.contains("***@") && !error.contains("hunter2"), "{error}");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! They lie on the disk that the agent watches, and a read of a sick disk can hang for ever. A child
 //! that hangs costs nothing; the content of the last good read goes on being used, as it does when
-//! a file vanishes or is half-written. One read serves all connections that start together.
+//! a file vanishes or is half-written. One read serves all connections that start together. dqlite's are read the same
+//! way, and made into other settings.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 
-use super::tls::{self, Which};
+use super::tls::{self, Bad, Which};
 use crate::child;
 use crate::host::Host;
 use crate::sample::SampleError;
@@ -111,12 +112,16 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// The TLS files of one etcd.
+/// What makes settings of the texts of a CA, and of a certificate and its key.
+type Make = fn(&str, Option<(&str, &str)>) -> Result<ClientConfig, Bad>;
+
+/// The TLS files of one etcd or dqlite.
 #[derive(Debug)]
 pub struct TlsFiles {
     reader: Reader,
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,
+    make: Make,
     state: tokio::sync::Mutex<State>,
     /// Apart from the state, so that it can be asked for while a read hangs.
     problem: Mutex<Option<Problem>>,
@@ -144,9 +149,17 @@ impl TlsFiles {
             reader: Reader::Child(child::Slot::default()),
             ca: ca.map(|ca| host.path(ca)),
             own,
+            make: tls::client_config,
             state: tokio::sync::Mutex::default(),
             problem: Mutex::default(),
         }
+    }
+
+    /// The same files, of which `make` makes the settings.
+    #[must_use]
+    pub fn made_by(mut self, make: Make) -> Self {
+        self.make = make;
+        self
     }
 
     /// The TLS settings of now.
@@ -211,8 +224,7 @@ impl TlsFiles {
             return Ok(());
         }
         let own = texts.get(1).zip(texts.get(2)).map(|(cert, key)| (&**cert, &**key));
-        let config =
-            tls::client_config(&texts[0], own).map_err(|bad| self.at(bad.which, &bad.what))?;
+        let config = (self.make)(&texts[0], own).map_err(|bad| self.at(bad.which, &bad.what))?;
         state.good = Some(Arc::new(config));
         state.texts = texts;
         Ok(())

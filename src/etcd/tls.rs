@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 /// Which of the files is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Bad {
     pub what: String,
 }
 
-fn bad(which: Which, what: impl Into<String>) -> Bad {
+pub(crate) fn bad(which: Which, what: impl Into<String>) -> Bad {
     Bad { which, what: what.into() }
 }
 
@@ -46,6 +46,17 @@ pub fn client_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig
         .with_safe_default_protocol_versions()
         .map_err(|error| bad(Which::Ca, error.to_string()))?
         .with_root_certificates(roots);
+    let mut config = shows(builder, own)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Settings for a client that shows this certificate, or none, at each connection anew, so that one that has
+/// expired is refused at once.
+pub(crate) fn shows(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    own: Option<(&str, &str)>,
+) -> Result<ClientConfig, Bad> {
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
@@ -61,13 +72,12 @@ pub fn client_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig
             })?
         }
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    // Each connection shows the certificate anew, so that one that has expired is refused at once.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-fn certificates(text: &str, which: Which) -> Result<Vec<CertificateDer<'static>>, Bad> {
+/// The certificates in a PEM text, at least one.
+pub(crate) fn certificates(text: &str, which: Which) -> Result<Vec<CertificateDer<'static>>, Bad> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match all {
         Ok(all) if all.is_empty() => Err(bad(which, "holds no certificate in PEM form")),
@@ -76,7 +86,8 @@ fn certificates(text: &str, which: Which) -> Result<Vec<CertificateDer<'static>>
     }
 }
 
-fn useless(error: &rustls::Error) -> String {
+/// Why a certificate cannot be used, without its data.
+pub(crate) fn useless(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(why) => {
             format!("holds no certificate that can be used: {why:?}")
@@ -86,7 +97,7 @@ fn useless(error: &rustls::Error) -> String {
 }
 
 /// The error without its data, which may be a piece of a key.
-fn no_pem(wanted: &str, error: &pem::Error) -> String {
+pub(crate) fn no_pem(wanted: &str, error: &pem::Error) -> String {
     let why = match error {
         pem::Error::NoItemsFound => "nothing of the kind in it",
         pem::Error::MissingSectionEnd { .. } => "it is cut off",

@@ -40,7 +40,10 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
     } else {
         for folder in ["/proc", "/sys"] {
             if probe.names(folder).is_empty() {
-                probe.note(format!("{folder} is missing or empty below --path.rootfs"));
+                probe.note(format!(
+                    "{folder} is missing or empty below --path.rootfs; a container needs the \
+                     host's {folder} mounted there"
+                ));
             }
         }
     }
@@ -206,7 +209,10 @@ fn place(
     let mounts = match Mounts::read(probe.host) {
         Ok(mounts) => mounts,
         Err(error) => {
-            probe.note(format!("the mounts of the host could not be read: {error}"));
+            probe.note(format!(
+                "the mounts of the host could not be read, so the datastore's disk is unknown: \
+                 {error}; `host.devices` in the configuration can name it"
+            ));
             return None;
         }
     };

@@ -25,6 +25,18 @@ pub struct Facts {
     pub notes: Vec<String>,
 }
 
+/// What this node was found to be, in one line.
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(node) = self.primary() else {
+            return f.write_str("No Kubernetes control plane was found on this node.");
+        };
+        let version = node.version.as_deref().unwrap_or("(version unknown)");
+        let (role, datastore) = (node.role.as_str(), node.datastore.as_str());
+        write!(f, "{} {version}, {role}, datastore {datastore}", node.distribution)
+    }
+}
+
 impl Facts {
     /// The installation that the node's figures are about.
     pub fn primary(&self) -> Option<&Installation> {

@@ -278,8 +278,8 @@ fn an_empty_root_starts_with_notes_and_no_installation() {
     assert_eq!(
         facts.notes,
         [
-            "/proc is missing or empty below --path.rootfs",
-            "/sys is missing or empty below --path.rootfs"
+            "/proc is missing or empty below --path.rootfs; a container needs the host's /proc mounted there",
+            "/sys is missing or empty below --path.rootfs; a container needs the host's /sys mounted there"
         ]
     );
 }

@@ -22,11 +22,11 @@ mod overrides;
 mod processes;
 mod rancher;
 mod rancher_config;
-mod read;
+pub(crate) mod read;
 mod snaps;
 mod talos;
 mod units;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

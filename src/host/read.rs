@@ -146,7 +146,8 @@ pub(super) fn read_virtual(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn open_regular(path: &Path) -> io::Result<File> {
+/// Opens a file that is one, and neither waits for a writer nor becomes a controlling terminal.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_dir() {
         return Err(invalid("a directory, not a file"));

@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 64;
 
 /// A YAML value; scalars keep their text, and null is an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Node {
+pub(crate) enum Node {
     Text(String),
     List(Vec<Node>),
     Map(Vec<(String, Node)>),
@@ -25,7 +25,7 @@ impl Node {
     /// # Errors
     ///
     /// A sentence with the line, never with text from the file, which may hold secrets.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut parser = Parser::new_from_str(text);
         let mut open: Vec<Building> = Vec::new();
         loop {
@@ -65,35 +65,35 @@ impl Node {
     }
 
     /// The value of a key; of equal keys the last.
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         self.entries().iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
     /// The value at the end of a path of keys.
-    pub(super) fn at(&self, path: &[&str]) -> Option<&Node> {
+    pub(crate) fn at(&self, path: &[&str]) -> Option<&Node> {
         path.iter().try_fold(self, |node, key| node.get(key))
     }
 
     /// The text at the end of a path of keys, where it is a scalar and not empty.
-    pub(super) fn text_at(&self, path: &[&str]) -> Option<&str> {
+    pub(crate) fn text_at(&self, path: &[&str]) -> Option<&str> {
         self.at(path)?.text()
     }
 
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match self {
             Node::Text(text) if !text.is_empty() => Some(text),
             _ => None,
         }
     }
 
-    pub(super) fn entries(&self) -> &[(String, Node)] {
+    pub(crate) fn entries(&self) -> &[(String, Node)] {
         match self {
             Node::Map(entries) => entries,
             _ => &[],
         }
     }
 
-    pub(super) fn items(&self) -> &[Node] {
+    pub(crate) fn items(&self) -> &[Node] {
         match self {
             Node::List(items) => items,
             _ => &[],
@@ -101,7 +101,7 @@ impl Node {
     }
 
     /// The scalars of a list, or a scalar by itself.
-    pub(super) fn texts(&self) -> Vec<String> {
+    pub(crate) fn texts(&self) -> Vec<String> {
         match self {
             Node::List(items) => items.iter().filter_map(Node::text).map(str::to_owned).collect(),
             other => other.text().map(str::to_owned).into_iter().collect(),

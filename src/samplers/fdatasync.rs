@@ -8,10 +8,11 @@
 //! run waits for the first sync, one second at most, so that the first scrape shows it.
 //!
 //! Without configuration the datastore's WAL directory is what is measured; the file goes to the
-//! directory above where that is the same device. On a node without a local datastore it is
-//! `/var/lib`. Configured paths are measured as they are, wherever they lie. Nothing is measured where
-//! it would mislead: in memory, on a `volatile` overlay, with little space left, and without unnamed
-//! files. The reason is then in the sampler's state, and counts as a failure of kind `call`.
+//! directory above where that is the same device, or to the state directory of the agent's unit, if it
+//! may write nowhere else. On a node without a local datastore it is `/var/lib`. Configured paths are
+//! measured as they are, wherever they lie. Nothing is measured where it would mislead: in memory, on a
+//! `volatile` overlay, with little space left, and without unnamed files. The reason is then in the
+//! sampler's state, and counts as a failure of kind `call`.
 //!
 //! The durations are time-weighted: a stall of 10 s is met by the probe with certainty, while etcd
 //! would have seen one slow sync among thousands.
@@ -68,7 +69,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     build: |options, host| {
         let own: Options = options.parse()?;
         check(&own.paths)?;
-        let probes = place::targets(&own.paths, host.facts())
+        let probes = place::targets(&own.paths, host.facts(), &state_directories())
             .into_iter()
             .map(|target| Probe::new(target, host, options.interval))
             .collect();
@@ -142,10 +143,23 @@ struct Options {
     paths: Vec<PathBuf>,
 }
 
-/// The host directories in which each probe may create its file: one of them is enough.
-pub fn directories(options: &crate::sampler::Options, facts: &Facts) -> Vec<Vec<PathBuf>> {
+/// Each path to probe, with the host directories in which the probe may create its file: one of them
+/// that is on the path's device is enough.
+pub fn directories(
+    options: &crate::sampler::Options,
+    facts: &Facts,
+) -> Vec<(PathBuf, Vec<PathBuf>)> {
     let own: Options = options.parse().unwrap_or_default();
-    place::targets(&own.paths, facts).into_iter().map(|target| target.directories).collect()
+    place::targets(&own.paths, facts, &state_directories())
+        .into_iter()
+        .map(|target| (target.path, target.directories))
+        .collect()
+}
+
+/// What a systemd unit's `StateDirectory=` gave the agent: nobody but the agent writes there.
+fn state_directories() -> Vec<PathBuf> {
+    let given = std::env::var_os("STATE_DIRECTORY").unwrap_or_default();
+    std::env::split_paths(&given).filter(|path| path.is_absolute()).collect()
 }
 
 fn check(paths: &[PathBuf]) -> Result<(), OptionsError> {

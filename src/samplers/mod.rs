@@ -14,6 +14,7 @@ macro_rules! samplers {
 samplers! {
     exporter,
     etcd,
+    dqlite,
     registry_keys,
     fdatasync,
     kernel,

@@ -3,9 +3,9 @@
 
 use super::{Incident, SECOND, agent, etcd, full, human, interval, minutes, node};
 use crate::lab;
-use crate::lab::agent::{Agent, Scrape};
+use crate::lab::agent::{Agent, Options, Scrape, on_host};
 use crate::lab::disk::{Disk, Kind, SlowDisk};
-use crate::lab::etcd::{Cluster, Etcd, Options};
+use crate::lab::etcd::{self, Cluster, Etcd};
 use crate::lab::fuse::{Fault, Operation};
 use crate::lab::kmsg::KernelLog;
 use crate::lab::node_exporter::NodeExporter;
@@ -45,7 +45,7 @@ impl Server {
         let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
         let every = |seconds| interval(SECOND * seconds, factor);
         // No process is watched: all members of this machine are called etcd. Time-outs are not divided.
-        let agent = Agent::start(&format!(
+        let config = format!(
             "host: {{distribution: k3s, role: server, version: v1.34.6+k3s1, datastore: etcd,\n  \
                datastore_dir: '{data}', processes: [k3s-server], container_dirs: []{devices}}}\n\
              exporter: {{interval: {five}}}\n\
@@ -70,7 +70,9 @@ impl Server {
             fifteen = every(15),
             thirty = every(30),
             minute = every(60),
-        ));
+        );
+        let through = on_host(&format!("cp-{}", member + 1));
+        let agent = Agent::start_with(Options { config, through, ..Options::default() });
         let node_exporter = NodeExporter::start(&container);
         Self { container, node_exporter, agent }
     }
@@ -127,7 +129,8 @@ fn i1_a_failing_disk_an_orphan_flood_and_a_lost_quorum_page_before_the_outage() 
     let disk = disk_without_a_past();
     let data = lab::temp_dir("members");
     symlink(disk.mount().path(), data.path().join("m0")).unwrap();
-    let options = Options { data_root: Some(data.path().to_owned()), ..Options::default() };
+    let options =
+        etcd::Options { data_root: Some(data.path().to_owned()), ..etcd::Options::default() };
     let mut cluster = Cluster::start_with(Etcd::V35, 3, options);
     // The member on the bad disk follows: what it does must not be an election's doing.
     if cluster.leader() == 0 {
@@ -293,7 +296,9 @@ fn i1_a_failing_disk_an_orphan_flood_and_a_lost_quorum_page_before_the_outage() 
         "a third server is not in the member list and stays in activating (start)",
         "22:43, by looking at that server",
         || {
-            cluster.etcdctl(&["member", "remove", &removed]);
+            // Asked through another one: the removed member stops before it has answered.
+            let endpoint = format!("--endpoints={}", cluster.client_url(1));
+            cluster.etcdctl(&["member", "remove", &removed, &endpoint]);
             // It is set up anew: nothing remembers the old list, and no handshake with its etcd ends.
             let config = std::fs::read_to_string(three.agent.config_file()).unwrap();
             let silent = format!("https://{}", nobody.local_addr().unwrap());
@@ -359,6 +364,10 @@ fn i1_a_failing_disk_an_orphan_flood_and_a_lost_quorum_page_before_the_outage() 
     );
     i1.never_inhibited("ControlPlaneEtcdNoLeader");
     i1.never_inhibited("ControlPlaneEtcdQuorumLost");
+
+    crate::page::look(&one.agent, "i1");
+    i1.picture("node");
+    crate::check::show(&one.agent, "i1");
 
     // The last k3s gives up with exit code 0.
     let fault = i1.fault(

@@ -150,6 +150,7 @@ fn i2_a_crash_loop_and_a_disk_that_fills_page_within_hours_not_after_a_week() {
     );
     assert!(i2.prometheus.query(&silent).is_empty(), "the stock rule saw the slow loop");
 
+    crate::page::look(&agents[0], "i2");
     let repaired = i2.repair("space is there again, both services run");
     run("sh", ["-c".to_owned(), format!("rm {}/log-*", disk.mount().path().display())]);
     let healthy = "[Service]\nExecStart=/bin/sleep 9999\n";

@@ -98,6 +98,8 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
     i3.stock(fault, SYNC_RULES, "");
     i3.inhibited("ControlPlaneEtcdRequestsSlow", "", "ControlPlaneDiskSync", minutes(40));
 
+    crate::page::look(&agents[0], "i3");
+
     // The leader's disk is the slow one, whichever leads: each leader in turn is too late with its heartbeats.
     let fault = i3.fault(
         "the disk of each leader in turn takes 1.2 s a flush, and the leader moves again and again",

@@ -170,6 +170,7 @@ fn i5_a_full_and_fragmented_database_pages_long_before_the_alarm() {
         super::human(early)
     ));
 
+    crate::page::look(one, "i5");
     let repaired = i5.repair("one member after the other is defragmented, the alarm disarmed");
     for i in 0..members {
         cluster.etcdctl(&["defrag", &format!("--endpoints={}", cluster.client_url(i))]);

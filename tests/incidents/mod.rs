@@ -165,6 +165,17 @@ impl Incident {
         incident
     }
 
+    /// Draws a board as it looks now.
+    fn picture(&self, board: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        let note = format!(
+            "The replay of {}: real faults, times divided by {}",
+            self.name.to_uppercase(),
+            self.factor
+        );
+        crate::dashboards::incident::picture(&self.prometheus, board, self.name, seconds, &note);
+    }
+
     fn say(&self, text: &str) {
         eprintln!("{} {:6.1} s  {text}", self.name, self.started.elapsed().as_secs_f64());
     }
@@ -331,12 +342,14 @@ impl Incident {
     fn inhibited(&mut self, symptom: &str, instance: &str, cause: &str, limit: Duration) {
         let what = format!("{symptom} {instance} inhibited by {cause}");
         let found = self.wait(&what, limit, || {
-            self.alertmanager.alerts().into_iter().find(|alert| {
-                alert.name() == symptom
-                    && (instance.is_empty() || alert.label("instance") == instance)
-                    && alert.inhibited_by.iter().any(|by| by.starts_with(cause))
+            self.alertmanager.alerts().into_iter().find_map(|alert| {
+                let it = alert.name() == symptom
+                    && (instance.is_empty() || alert.label("instance") == instance);
+                let by = alert.inhibited_by.iter().find(|by| by.starts_with(cause)).cloned();
+                by.filter(|_| it).map(|by| (alert, by))
             })
         });
+        let (found, cause) = found;
         let (severity, state) = (found.label("severity"), &found.state);
         self.say(&format!(
             "silenced: {symptom} {severity} {instance} is {state} because of {cause}"

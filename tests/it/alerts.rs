@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use controlplane_exporter::metric::Desc;
-use controlplane_exporter::thresholds::RUNBOOKS;
+use controlplane_exporter::runbook::URL as RUNBOOKS;
 use controlplane_exporter::{store, thresholds};
 use regex::Regex;
 use yaml_rust2::{Yaml, YamlLoader};

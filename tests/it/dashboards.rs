@@ -1,13 +1,13 @@
 //! The Grafana boards: what the generator writes, Grafana's rules, and every query against a real incident.
 
-mod incident;
+pub(crate) mod incident;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use controlplane_exporter::metric::Kind;
-use controlplane_exporter::thresholds::RUNBOOKS;
+use controlplane_exporter::runbook::URL as RUNBOOKS;
 use controlplane_exporter::{store, thresholds};
 use regex::Regex;
 use serde_json::Value;

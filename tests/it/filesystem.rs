@@ -1,14 +1,7 @@
 //! The `filesystem` sampler on filesystems that are full, read-only, given up, and dead.
 
-use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, ReplyAttr, ReplyEntry,
-    ReplyStatfs, Request,
-};
 
 use crate::lab;
 use crate::lab::agent::Agent;
@@ -100,41 +93,6 @@ fn ext4_that_gave_up_its_journal_is_read_only_where_the_kernel_shows_it() {
     }
 }
 
-/// A filesystem that never says how full it is.
-struct Mute(Mutex<Vec<ReplyStatfs>>);
-
-impl Filesystem for Mute {
-    fn lookup(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::ENOENT);
-    }
-
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let time = std::time::UNIX_EPOCH;
-        let attributes = FileAttr {
-            ino: inode,
-            size: 0,
-            blocks: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind: FileType::Directory,
-            perm: 0o700,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        };
-        reply.attr(&Duration::from_hours(1), &attributes);
-    }
-
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.0.lock().unwrap().push(reply);
-    }
-}
-
 #[test]
 fn a_dead_mount_hides_no_other_path_and_no_second_child_waits_for_it() {
     let _turn = lab::alone();
@@ -142,7 +100,7 @@ fn a_dead_mount_hides_no_other_path_and_no_second_child_waits_for_it() {
     let folder = lab::temp_dir("mute");
     let dead = folder.path().join("dead");
     std::fs::create_dir(&dead).unwrap();
-    let session = fuser::spawn_mount(Mute(Mutex::default()), &dead, &Config::default()).unwrap();
+    let session = lab::mute::over(&dead);
     let disk = Disk::with(Kind::Ext4);
     let mut agent = agent(&[&dead, disk.mount().path(), Path::new("/nonexistent")]);
     let label = disk.mount().path().display().to_string();

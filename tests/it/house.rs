@@ -104,9 +104,13 @@ fn pages_that_are_not_there_answer_404_and_the_others_answer() {
     ] {
         assert_eq!(agent.get(path).unwrap().status, status, "{path}");
     }
-    let json: serde_json::Value =
-        serde_json::from_slice(&agent.get("/api/v1/status").unwrap().body).unwrap();
-    assert!(json["samplers"].as_array().is_some_and(|all| !all.is_empty()), "{json}");
+    // The samplers are there after the first look at the node.
+    lab::wait_for("samplers in the status", 10 * SECOND, || {
+        let body = agent.get("/api/v1/status")?.body;
+        let json: serde_json::Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
+        let some = json["samplers"].as_array().is_some_and(|all| !all.is_empty());
+        some.then_some(()).ok_or_else(|| json.to_string())
+    });
 }
 
 #[test]
@@ -244,8 +248,37 @@ fn inspect_says_what_was_found_and_what_each_sampler_does() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("No Kubernetes control plane was found below /nonexistent/root"));
+    assert!(text.contains("host: {distribution: k3s"), "what to write:\n{text}");
+    assert!(text.contains("no such directory; check --path.rootfs"), "{text}");
     for (name, _) in controlplane_exporter::samplers::ALL {
         assert!(text.contains(&format!("  {name}")), "{name} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn each_line_of_inspect_that_is_not_well_says_what_would_fix_it() {
+    let _turn = lab::together();
+    let folder = lab::temp_dir("inspect");
+    let root = copied_fixture(folder.path());
+    // A k3s that does not run, whose sampler of syncs somebody switched off.
+    for entry in std::fs::read_dir(root.join("proc")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().chars().all(|c| c.is_ascii_digit()) {
+            std::fs::remove_dir_all(path).unwrap();
+        }
+    }
+    let config = folder.path().join("config.yaml");
+    std::fs::write(&config, "fdatasync: {enabled: false}\n").unwrap();
+    let file = format!("--config.file={}", config.display());
+    let output = agent(&["inspect", "--path.rootfs", root.to_str().unwrap(), &file]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for expected in [
+        "k3s (version unknown; set host.version)\n",
+        "  running        no process seen; `systemctl status k3s.service` says why\n",
+        "  fdatasync      off             set fdatasync.enabled to true to switch it on\n",
+        "  snap           not applicable  no snap of a Kubernetes distribution is installed; name others in `snap.snaps`\n",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing:\n{text}");
     }
 }
 
@@ -579,9 +612,9 @@ fn inspect_by_somebody_else_names_what_it_may_not_read_and_the_command_that_help
     let text = inspect("65534");
     for expected in [
         "  kernel         no permission   see below\n",
-        "  kernel         /dev/kmsg: permission denied",
-        "  etcd           /var/lib/rancher/k3s/server/tls/etcd/client.key: permission denied",
-        "  fdatasync      /var/lib/rancher/k3s/server/db: permission denied",
+        "  /dev/kmsg: permission denied, for kernel\n",
+        "  /var/lib/rancher/k3s/server/tls/etcd/client.key: permission denied, for etcd and registry_keys\n",
+        "  /var/lib/rancher/k3s/server/db: permission denied, for fdatasync\n",
         &format!("\n  sudo {}\n", program.display()),
         "AmbientCapabilities=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_SYSLOG\n",
     ] {

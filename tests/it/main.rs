@@ -10,7 +10,10 @@
 )]
 
 mod alerts;
+mod check;
 mod dashboards;
+mod demo;
+mod dqlite;
 mod etcd;
 mod fdatasync;
 mod filesystem;
@@ -19,10 +22,14 @@ mod house;
 #[path = "../incidents/mod.rs"]
 mod incidents;
 mod kernel;
+mod kubernetes;
 mod lab;
 mod lab_itself;
 mod node;
+mod packages;
+mod page;
 mod registry_keys;
 mod shipped;
 mod snap;
 mod systemd;
+mod web;

@@ -1,10 +1,14 @@
 //! Files that are shipped or committed agree with the program.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use controlplane_exporter::config::{Config, Flags};
 use controlplane_exporter::{catalog, samplers, store};
+use regex::Regex;
+
+use crate::alerts::metric;
+use crate::lab::process::{bound_command, output};
 
 fn committed(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -80,11 +84,111 @@ fn every_sampler_is_named_in_the_readme() {
     }
 }
 
+/// What people read and what programs are given: README, SECURITY, docs and deploy, by path.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut open: Vec<PathBuf> =
+        ["README.md", "SECURITY.md", "docs", "deploy"].map(|name| root.join(name)).into();
+    let mut found = BTreeMap::new();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if let Ok(text) = std::fs::read_to_string(&path) {
+            // Pictures are no text, and copies of boards and rules are tested where they come from.
+            if !path.components().any(|part| part.as_os_str() == "files") {
+                found.insert(path, text);
+            }
+        }
+    }
+    assert!(found.len() > 15, "{:?}", found.keys());
+    found
+}
+
 #[test]
-fn the_release_binary_stays_below_12_mib() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/controlplane-exporter");
-    let size = std::fs::metadata(&path)
-        .unwrap_or_else(|e| panic!("{}: {e}; run `cargo build --release`", path.display()))
-        .len();
-    assert!(size < 12 << 20, "{size} bytes");
+fn every_flag_of_a_page_or_a_manifest_is_one_of_the_programs() {
+    let mut command = bound_command(env!("CARGO_BIN_EXE_controlplane-exporter"));
+    command.arg("--help");
+    let help = output(command, std::time::Duration::from_secs(10)).stdout;
+    // The dotted ones are Prometheus' way; `--set a.b` of Helm has a space.
+    let flag = Regex::new(r"--[a-z]+(?:[.-][a-z]+)*\.[a-z]+(?:[.-][a-z]+)*").unwrap();
+    let known: BTreeSet<&str> = flag.find_iter(&help).map(|found| found.as_str()).collect();
+    assert!(known.contains("--path.rootfs"), "{help}");
+    for (path, text) in pages() {
+        // A script also starts other programs.
+        let script = path.extension().is_none_or(|ending| ending == "py" || ending == "sh");
+        for found in flag.find_iter(&text).filter(|_| !script) {
+            assert!(known.contains(found.as_str()), "{}: {}", path.display(), found.as_str());
+        }
+    }
+}
+
+#[test]
+fn every_variable_of_a_page_or_a_manifest_is_a_key_of_the_configuration() {
+    let variable = Regex::new(r"CONTROLPLANE_EXPORTER__([A-Z_]+?)__([A-Z_]+)").unwrap();
+    let defaults = Config::defaults().to_yaml();
+    let mut section = "";
+    let mut known = BTreeSet::new();
+    for line in defaults.lines() {
+        let Some((key, _)) = line.split_once(':') else { continue };
+        match key.strip_prefix("  ") {
+            None => section = key,
+            Some(key) if !key.starts_with(' ') => {
+                known.insert((section.to_uppercase(), key.to_uppercase()));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut seen = 0;
+    for (path, text) in pages() {
+        for found in variable.captures_iter(&text) {
+            let key = (found[1].to_owned(), found[2].to_owned());
+            assert!(known.contains(&key), "{}: {}", path.display(), &found[0]);
+            seen += 1;
+        }
+    }
+    assert!(seen > 4);
+}
+
+#[test]
+fn every_metric_and_alert_on_a_page_exists() {
+    let word = Regex::new(r"\bcontrolplane_[a-z0-9_]*[a-z0-9]\b([_…*]?)").unwrap();
+    let alert = Regex::new(r"\bControlPlane[A-Z][A-Za-z]+([…*(]?)").unwrap();
+    let runbooks = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/runbooks");
+    for (path, text) in pages() {
+        // Icinga's and NRPE's own variables begin with the program's name too.
+        let theirs = path.components().any(|part| part.as_os_str() == "nagios");
+        for found in word.captures_iter(&text).filter(|found| found[1].is_empty() && !theirs) {
+            assert!(metric(&found[0]).is_some(), "{}: no metric {}", path.display(), &found[0]);
+        }
+        // It is written by a run, and has patterns of names.
+        let written = path.ends_with("docs/incidents.md");
+        for found in alert.captures_iter(&text).filter(|found| found[1].is_empty() && !written) {
+            let page = runbooks.join(format!("{}.md", &found[0]));
+            assert!(page.exists(), "{}: no alert {}", path.display(), &found[0]);
+        }
+    }
+}
+
+#[test]
+fn every_link_to_a_file_leads_to_one() {
+    let link = Regex::new(r"\]\(([^)#:]+)(#[^)]*)?\)").unwrap();
+    for (path, text) in pages() {
+        if path.extension().is_none_or(|ending| ending != "md") {
+            continue;
+        }
+        for found in link.captures_iter(&text) {
+            let target = path.parent().unwrap().join(&found[1]);
+            assert!(target.exists(), "{}: {}", path.display(), &found[0]);
+            let Some(heading) = found.get(2) else { continue };
+            let wanted = heading.as_str().trim_start_matches('#');
+            let page = std::fs::read_to_string(&target).unwrap();
+            let slug = |line: &str| -> String {
+                let text = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+                text.chars().filter(kept).collect::<String>().replace(' ', "-")
+            };
+            let headings = page.lines().filter(|line| line.starts_with('#')).map(slug);
+            assert!(headings.collect::<Vec<_>>().contains(&wanted.to_owned()), "{}", &found[0]);
+        }
+    }
 }

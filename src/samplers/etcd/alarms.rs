@@ -22,7 +22,7 @@ const MAX_ALARMS: usize = 3 * MAX_MEMBERS;
 /// of a newer etcd is `OTHER`.
 pub(super) fn parse(errors: &[String]) -> (BTreeSet<Alarm>, u64) {
     static ALARM: OnceLock<Option<Regex>> = OnceLock::new();
-    let pattern = ALARM.get_or_init(|| Regex::new(r"memberID:(\d+) alarm:(\w+)").ok());
+    let pattern = ALARM.get_or_init(|| Regex::new(r"memberID:([0-9]+) alarm:([A-Z_]+)").ok());
     let (mut alarms, mut left_out) = (BTreeSet::new(), 0);
     let found = pattern.iter().flat_map(|p| errors.iter().flat_map(|text| p.captures_iter(text)));
     for alarm in found {

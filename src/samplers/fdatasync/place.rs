@@ -57,9 +57,14 @@ pub(super) struct Target {
 }
 
 /// The configured paths, else the datastore's, else `/var/lib`.
-pub(super) fn targets(configured: &[PathBuf], facts: &Facts) -> Vec<Target> {
+///
+/// `own` are directories of the agent's own: an agent that may not write beside the datastore may do
+/// so there, and where that is the same device, it is as good.
+pub(super) fn targets(configured: &[PathBuf], facts: &Facts, own: &[PathBuf]) -> Vec<Target> {
     if configured.is_empty() {
-        return vec![detected(facts)];
+        let mut target = detected(facts);
+        target.directories.extend_from_slice(own);
+        return vec![target];
     }
     let mut targets: Vec<Target> = Vec::new();
     for path in configured {
@@ -135,16 +140,26 @@ mod tests {
     #[test]
     fn the_file_goes_beside_the_datastore_if_that_is_the_same_device_and_the_label_stays() {
         let facts = node(Datastore::Etcd, "/var/lib/rancher/k3s/server/db/etcd", None);
-        let target = &targets(&[], &facts)[0];
+        let target = &targets(&[], &facts, &[])[0];
         assert_eq!(target.path, Path::new("/var/lib/rancher/k3s/server/db/etcd"));
         let expected = ["/var/lib/rancher/k3s/server/db", "/var/lib/rancher/k3s/server/db/etcd"];
         assert_eq!(target.directories, paths(&expected));
     }
 
     #[test]
+    fn the_agent_s_own_directory_is_the_last_choice_and_none_for_configured_paths() {
+        let own = paths(&["/var/lib/controlplane-exporter"]);
+        let target = &targets(&[], &node(Datastore::Etcd, "/var/lib/etcd", None), &own)[0];
+        let expected = ["/var/lib", "/var/lib/etcd", "/var/lib/controlplane-exporter"];
+        assert_eq!(target.directories, paths(&expected));
+        let target = &targets(&paths(&["/data"]), &Facts::default(), &own)[0];
+        assert_eq!(target.directories, paths(&["/data"]));
+    }
+
+    #[test]
     fn a_wal_directory_of_its_own_is_what_matters() {
         let facts = node(Datastore::Etcd, "/var/lib/etcd", Some("/wal"));
-        let target = &targets(&[], &facts)[0];
+        let target = &targets(&[], &facts, &[])[0];
         assert_eq!(target.path, Path::new("/wal"));
         assert_eq!(target.directories, paths(&["/var/lib", "/var/lib/etcd", "/wal"]));
     }
@@ -154,30 +169,30 @@ mod tests {
         let mut facts = node(Datastore::Etcd, "/var/lib/etcd", None);
         let path = PathBuf::from("/var/lib/etcd/member/wal");
         facts.datastore = Some(DatastorePlace { path: path.clone(), ..DatastorePlace::default() });
-        let target = &targets(&[], &facts)[0];
+        let target = &targets(&[], &facts, &[])[0];
         assert_eq!(target.path, path);
         assert!(target.device.is_some());
         facts.datastore.as_mut().unwrap().path = "/elsewhere".into();
-        assert_eq!(targets(&[], &facts)[0].path, Path::new("/var/lib/etcd"));
+        assert_eq!(targets(&[], &facts, &[])[0].path, Path::new("/var/lib/etcd"));
     }
 
     #[test]
     fn a_datastore_at_the_top_puts_no_file_in_the_root() {
         let facts = node(Datastore::Etcd, "/etcd", None);
-        assert_eq!(targets(&[], &facts)[0].directories, paths(&["/etcd"]));
+        assert_eq!(targets(&[], &facts, &[])[0].directories, paths(&["/etcd"]));
     }
 
     #[test]
     fn without_a_local_datastore_var_lib_is_probed() {
         for facts in [Facts::default(), node(Datastore::ExternalEtcd, "/x", None)] {
-            assert_eq!(targets(&[], &facts)[0].directories, paths(&["/var/lib"]));
+            assert_eq!(targets(&[], &facts, &[])[0].directories, paths(&["/var/lib"]));
         }
     }
 
     #[test]
     fn configured_paths_are_obeyed_and_each_is_probed_once() {
         let facts = node(Datastore::Etcd, "/var/lib/etcd", None);
-        let targets = targets(&paths(&["/a", "/b", "/a"]), &facts);
+        let targets = targets(&paths(&["/a", "/b", "/a"]), &facts, &[]);
         assert_eq!(targets.len(), 2);
         assert_eq!(targets[0].directories, paths(&["/a"]));
     }
@@ -201,8 +216,8 @@ mod tests {
             disks: vec!["vda".into()],
             ..DatastorePlace::default()
         });
-        assert_eq!(targets(&[], &facts)[0].device.as_ref().unwrap().label, "vda");
-        assert_eq!(targets(&paths(&["/b"]), &facts)[0].device, None);
+        assert_eq!(targets(&[], &facts, &[])[0].device.as_ref().unwrap().label, "vda");
+        assert_eq!(targets(&paths(&["/b"]), &facts, &[])[0].device, None);
     }
 
     #[test]

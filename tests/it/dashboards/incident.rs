@@ -190,6 +190,7 @@ fn answers(
     cluster: &str,
     job: &str,
     range: Range,
+    note: &str,
 ) -> Value {
     let mut results = json!({});
     for panel in panels(board) {
@@ -208,7 +209,7 @@ fn answers(
     json!({
         "board": board, "results": results, "annotations": annotations, "step": 1,
         "start": range.start, "end": range.end,
-        "note": "A real incident of the laboratory; the same queries, titles, units and thresholds. UTC.",
+        "note": format!("{note}; the same queries, titles, units and thresholds. UTC."),
     })
 }
 
@@ -321,6 +322,19 @@ fn draw(name: &str, answers: &Value, folder: &Path) -> Vec<Value> {
     serde_json::from_str(drawn).unwrap_or_else(|e| panic!("{e}: {drawn}"))
 }
 
+/// What stands above the boards of this group's incident.
+const LAB: &str = "A real incident of the laboratory";
+
+/// Draws a board of the last seconds of another test's incident, for whoever wants to look at it.
+#[track_caller]
+pub(crate) fn picture(prometheus: &Prometheus, name: &str, of: &str, seconds: u64, note: &str) {
+    let end = now();
+    let range = Range { start: end - seconds, end };
+    let answers = answers(prometheus, &board(name), ".*", ".*", range, note);
+    let drawn = draw(&format!("{of}-{name}"), &answers, &images());
+    assert_eq!(drawn.len(), panels(&answers["board"]).len(), "{of}: {drawn:?}");
+}
+
 /// Where the images stay.
 fn images() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboards");
@@ -341,8 +355,8 @@ fn every_query_brings_data_in_an_incident_and_every_board_can_be_drawn() {
     let mut blank = Vec::new();
     for name in BOARDS {
         let board = board(name);
-        let labelled = answers(&prometheus, &board, "prod", "controlplane", range);
-        let plain = answers(&prometheus, &board, ".*", "plain", range);
+        let labelled = answers(&prometheus, &board, "prod", "controlplane", range, LAB);
+        let plain = answers(&prometheus, &board, ".*", "plain", range, LAB);
         assert_eq!(empty(name, &plain), empty(name, &labelled), "without the label cluster");
         silent.extend(empty(name, &labelled));
         tells_the_truth(name, &labelled);

@@ -27,6 +27,12 @@ pub(crate) struct Options {
     pub(crate) inside: Option<u32>,
 }
 
+/// For [`Options::through`]: a host of this name of its own.
+pub(crate) fn on_host(name: &str) -> Vec<String> {
+    let script = format!("hostname {name} && exec \"$0\" \"$@\"");
+    ["unshare", "--uts", "sh", "-c", &script].map(str::to_owned).into()
+}
+
 /// A running agent. Killed when dropped; its log is shown when the test fails.
 pub(crate) struct Agent {
     daemon: Daemon,
@@ -82,6 +88,7 @@ impl Agent {
         if let Some(rootfs) = &options.rootfs {
             command.arg("--path.rootfs").arg(rootfs);
         }
+        command.env("CONTROLPLANE_EXPORTER__WEB__SOCKET", folder.path().join("agent.sock"));
         command.args(&options.args).envs(options.env);
         let log = folder.path().join("agent.log");
         let daemon = Daemon::start("agent", command, &log);
@@ -105,6 +112,11 @@ impl Agent {
     /// What the agent has written to its log.
     pub(crate) fn log(&self) -> String {
         self.daemon.log()
+    }
+
+    /// The socket on which it answers checks.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
     }
 
     /// Where the configuration file is.

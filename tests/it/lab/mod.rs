@@ -8,11 +8,14 @@
 
 pub(crate) mod agent;
 pub(crate) mod alertmanager;
+pub(crate) mod browser;
 pub(crate) mod disk;
+pub(crate) mod dqlite;
 pub(crate) mod etcd;
 pub(crate) mod fuse;
 pub(crate) mod http;
 pub(crate) mod kmsg;
+pub(crate) mod mute;
 pub(crate) mod node_exporter;
 pub(crate) mod pki;
 pub(crate) mod process;

@@ -149,6 +149,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 }
 
 /// What a finished command left.
+#[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,

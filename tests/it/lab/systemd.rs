@@ -5,9 +5,13 @@
 //! and systemd's private socket through `/proc/PID/root`, and authenticate as root. The whole container is
 //! a process namespace below one child: it ends with the test process, however that ends.
 
+use super::http::{self, Response};
 use super::process::{self, Daemon, Output, bound_command, children, output};
 use super::{TEMP_PREFIX, cached, need_root, program, temp_dir, wait_for};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,9 +27,13 @@ mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs "$FOLDER"
 mkdir "$FOLDER/upper" "$FOLDER/work" "$FOLDER/root"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$FOLDER/upper,workdir=$FOLDER/work" "$FOLDER/root"
-systemd-nspawn --quiet --directory="$FOLDER/root" --machine="$MACHINE" --boot --register=no --keep-unit \
-  --private-network --link-journal=no --resolv-conf=off --timezone=off --console=read-only
-exit $?"#;
+while :; do
+  status=0
+  systemd-nspawn --quiet --directory="$FOLDER/root" --machine="$MACHINE" --boot --register=no --keep-unit \
+    --private-network --link-journal=no --resolv-conf=off --timezone=off --console=read-only $EXTRA || status=$?
+  # It ends with this when the container wants to boot again.
+  [ $status = 133 ] || exit $status
+done"#;
 
 const CGROUP_TOPS: [&str; 3] =
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
@@ -42,6 +50,12 @@ impl Container {
     /// Boots and waits until systemd answers on the container's bus.
     #[track_caller]
     pub(crate) fn boot() -> Self {
+        Self::boot_with("root", "")
+    }
+
+    /// Boots another root of the cache, with these options for systemd-nspawn.
+    #[track_caller]
+    pub(crate) fn boot_with(root: &str, options: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         need_root("a container");
         let folder = temp_dir("container");
@@ -50,7 +64,7 @@ impl Container {
         let log = folder.path().join("log");
         let overlay = folder.path().join("overlay");
         std::fs::create_dir(&overlay).expect("a folder for the overlay");
-        cached("root/usr/lib/systemd/systemd");
+        cached(&format!("{root}/usr/lib/systemd/systemd"));
         program("systemd-nspawn");
         remove_left_cgroups();
         let mut command = bound_command(program("unshare"));
@@ -59,24 +73,45 @@ impl Container {
             .args(["sh", "-c", BOOT])
             .env("NAME", &cgroup)
             .env("FOLDER", &overlay)
-            .env("LOWER", cached("root"))
+            .env("LOWER", cached(root))
+            .env("EXTRA", options)
             .env("MACHINE", format!("lab{}-{number}", std::process::id()))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
         let daemon = Daemon::start("systemd container", command, &log);
         let mut container = Self { daemon, leader: 0, cgroup, _folder: folder };
-        container.leader = wait_for("the container's PID 1", Duration::from_secs(20), || {
-            container.daemon.check_alive().unwrap_or_else(|end| panic!("container: {end}"));
+        container.wait_until_booted();
+        container
+    }
+
+    /// `systemctl reboot`: the same files, another PID 1.
+    #[track_caller]
+    pub(crate) fn reboot(&mut self) {
+        let before = self.leader;
+        // Its connection ends with everything else, so it may say that it failed.
+        let said = self.exec(&["systemctl", "reboot"]).stderr;
+        wait_for("the old PID 1 to end", Duration::from_secs(30), || {
+            let gone = !Path::new(&format!("/proc/{before}")).exists();
+            gone.then_some(()).ok_or_else(|| format!("{said}{}", self.daemon.describe()))
+        });
+        self.wait_until_booted();
+    }
+
+    /// Waits until systemd answers on the container's bus.
+    #[track_caller]
+    fn wait_until_booted(&mut self) {
+        self.leader = wait_for("the container's PID 1", Duration::from_secs(20), || {
+            self.daemon.check_alive().unwrap_or_else(|end| panic!("container: {end}"));
             let child = |pid| children(pid).first().copied();
             // unshare, the shell, nspawn, systemd; nspawn has another child before it.
-            let nspawn = child(container.daemon.pid()).and_then(child);
+            let nspawn = child(self.daemon.pid()).and_then(child);
             let last = nspawn.and_then(|pid| children(pid).last().copied());
             let is_ready = |pid: &u32| {
                 Path::new(&format!("/proc/{pid}/root/run/dbus/system_bus_socket")).exists()
             };
-            last.filter(is_ready).ok_or_else(|| container.daemon.describe())
+            last.filter(is_ready).ok_or_else(|| self.daemon.describe())
         });
         wait_for("systemd in the container", Duration::from_secs(30), || {
-            let state = container.busctl(&[
+            let state = self.busctl(&[
                 "get-property",
                 "org.freedesktop.systemd1",
                 "/org/freedesktop/systemd1",
@@ -85,10 +120,24 @@ impl Container {
             ]);
             match state.stdout.trim() {
                 r#"s "running""# | r#"s "degraded""# => Ok(()),
-                other => Err(format!("{other} {}\n{}", state.stderr, container.daemon.describe())),
+                other => Err(format!("{other} {}\n{}", state.stderr, self.daemon.describe())),
             }
         });
-        container
+    }
+
+    /// A request to a server in the container, which has a loopback of its own.
+    pub(crate) fn get(&self, port: u16, path: &str) -> Result<Response, String> {
+        let network = std::fs::File::open(format!("/proc/{}/ns/net", self.leader))
+            .map_err(|error| format!("the container's network: {error}"))?;
+        // Only the thread that asks enters it.
+        std::thread::scope(|scope| {
+            let asks = scope.spawn(|| {
+                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(|error| format!("the container's network: {error}"))?;
+                http::get(SocketAddr::from(([127, 0, 0, 1], port)), path)
+            });
+            asks.join().expect("no panic while asking")
+        })
     }
 
     /// Process id of the container's PID 1, as the host sees it.
