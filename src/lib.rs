@@ -15,6 +15,7 @@
 
 pub mod access;
 pub mod catalog;
+pub mod certificate;
 pub mod check;
 pub mod child;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod host;
 pub mod inspect;
 pub mod member;
 pub mod metric;
+pub mod requests;
 pub mod runbook;
 pub mod sample;
 pub mod sampler;

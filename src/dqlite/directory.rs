@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::metadata::{self, Metadata};
 use super::names::{self, File as Name};
 use super::{Malformed, Member, segment, snapshot, store};
+use crate::certificate;
 use crate::child;
 use crate::host::{Host, read};
 use crate::sample::{SampleError, WireError};
@@ -22,6 +23,8 @@ use crate::sample::{SampleError, WireError};
 const MAX_NAMES: usize = 10_000;
 /// More closed segments than this are not searched for a membership that is younger than the snapshot's.
 const MAX_SEARCHED: usize = 64;
+/// Bytes of `cluster.crt`; one has two thousand.
+const CERTIFICATE_BYTES: u64 = 64 << 10;
 /// How often it looks when files vanish meanwhile.
 const LOOKS: usize = 3;
 
@@ -72,6 +75,8 @@ pub struct Newest {
 pub struct Report {
     /// Whether there is a `cluster.crt`: k8s-dqlite then speaks TLS only.
     pub tls: bool,
+    /// When that certificate ends.
+    pub certificate_ends: Option<SystemTime>,
     /// From `info.yaml`.
     pub own: Option<Member>,
     /// From `cluster.yaml`.
@@ -205,6 +210,7 @@ impl<'a> View<'a> {
 
     fn fill(&mut self) {
         self.yaml();
+        self.certificate();
         self.metadata();
         self.snapshots();
         self.log();
@@ -219,6 +225,16 @@ impl<'a> View<'a> {
             self.report.listed_modified = modified;
             let members = store::members(&String::from_utf8_lossy(&bytes));
             self.report.listed = self.parsed("cluster.yaml", members);
+        }
+    }
+
+    fn certificate(&mut self) {
+        if !self.report.tls {
+            return;
+        }
+        if let Some((pem, _)) = self.read("cluster.crt", CERTIFICATE_BYTES) {
+            let ends = certificate::not_after(&pem).map_err(Malformed::new);
+            self.report.certificate_ends = self.parsed("cluster.crt", ends);
         }
     }
 

@@ -14,6 +14,9 @@ use tonic::transport::Endpoint;
 use super::connector::{Connector, DialError};
 use super::{Access, Address, Reason, TlsFiles};
 
+/// A key that nobody writes, for reads that only ask whether there is an answer.
+pub const PROBE_KEY: &str = "/controlplane-exporter/probe";
+
 /// Why a call failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -23,13 +26,15 @@ pub struct Failure {
     pub text: String,
     /// Whether an etcd answered, if only to refuse.
     pub answered: bool,
+    /// Whether these are the words of whoever listens there, etcd or not.
+    pub said: bool,
 }
 
 impl Failure {
     /// There was no answer within `after`.
     pub fn late(after: Duration) -> Self {
         let text = format!("no answer within {after:?}");
-        Self { reason: Reason::Timeout, text, answered: false }
+        Self { reason: Reason::Timeout, text, answered: false, said: false }
     }
 }
 
@@ -51,6 +56,21 @@ impl<T> Timed<T> {
         let started = Instant::now();
         let answer = call.await;
         Self { answer, took: started.elapsed() }
+    }
+
+    /// Whether an etcd answered, if only to refuse.
+    pub fn answered(&self) -> bool {
+        self.answer.as_ref().map_or_else(|failure| failure.answered, |_| true)
+    }
+
+    /// Whether anything answered, if only with an error.
+    pub fn said(&self) -> bool {
+        self.answer.as_ref().map_or_else(|failure| failure.said, |_| true)
+    }
+
+    /// Why it failed, if it did.
+    pub fn reason(&self) -> Option<Reason> {
+        self.answer.as_ref().err().map(|failure| failure.reason)
     }
 }
 
@@ -225,15 +245,17 @@ async fn client_over(
 
 fn failure(error: &Error) -> Failure {
     let Error::GRpcStatus(status) = error else {
-        return Failure { reason: Reason::Other, text: error.to_string(), answered: false };
+        let text = error.to_string();
+        return Failure { reason: Reason::Other, text, answered: false, said: false };
     };
     let reason = Reason::of(status);
-    // What the transport failed at has a source; what a server said has none.
-    let said = std::error::Error::source(status).is_none();
+    // What the transport failed at has a source; what a server said has none. A call that the transport gave up has neither.
+    let said =
+        std::error::Error::source(status).is_none() && status.code() != tonic::Code::Cancelled;
     let answered = said
         && (status.message().contains("etcdserver:")
             || !matches!(reason, Reason::Other | Reason::Timeout));
-    Failure { reason, text: describe(status), answered }
+    Failure { reason, text: describe(status), answered, said }
 }
 
 fn describe(status: &tonic::Status) -> String {

@@ -13,7 +13,6 @@
 mod files;
 mod history;
 mod metrics;
-mod requests;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -24,20 +23,21 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::child::{ChildError, Slot};
-use crate::dqlite::client::{Conversation, converse};
+use crate::dqlite::client::{Conversation, Step, converse};
 use crate::dqlite::directory::{Question, Report};
 use crate::dqlite::wire::{Answer, Request};
 use crate::dqlite::{Member, Role, tls};
-use crate::etcd::TlsFiles;
+use crate::etcd::{Reason, TlsFiles};
 use crate::host::{Datastore, Facts};
+use crate::requests::Requests;
 use crate::sample::{Batch, SampleError, WireError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 use history::History;
 use metrics::{
-    HAS_LEADER, IS_LEADER, LEADER_CHANGES, MEMBER_UP, ROLE, UP, VOTERS_LISTED, VOTERS_REACHABLE,
+    HAS_LEADER, IS_LEADER, LEADER_CHANGES, MEMBER_UP, REQUEST_DURATION, REQUEST_FAILURES,
+    REQUEST_SUCCESS, ROLE, UP, VOTERS_LISTED, VOTERS_REACHABLE,
 };
-use requests::Requests;
 
 /// No more members are asked.
 const MAX_MEMBERS: usize = 50;
@@ -151,7 +151,7 @@ impl Dqlite {
             with_tls: false,
             roster: Vec::new(),
             seen: None,
-            requests: Requests::default(),
+            requests: Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS),
             history: History::default(),
         }
     }
@@ -269,7 +269,7 @@ impl Dqlite {
                 out.push(&VOTERS_REACHABLE, [], seen.members.iter().filter(reached).count());
             }
         }
-        self.requests.export(out);
+        self.requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
     }
 }
 
@@ -325,12 +325,24 @@ impl AsyncSampler for Dqlite {
 }
 
 impl Dqlite {
+    /// Counts what one conversation took and came to.
+    fn count(&mut self, talked: &Conversation) {
+        fn reason<T>(step: &Step<T>) -> Option<Reason> {
+            step.result.as_ref().err().map(|failure| failure.reason)
+        }
+        let connected = &talked.connected;
+        self.requests.record("connect", connected.took, reason(connected));
+        for (request, step) in &talked.asked {
+            self.requests.record(request.as_str(), step.took, reason(step));
+        }
+    }
+
     /// Counts and tells what has changed.
     fn note(&mut self, seen: &Seen, term: Option<u64>, out: &mut Batch) {
         let why = match &seen.own {
             None => "info.yaml does not name its address".to_owned(),
             Some(talked) => {
-                self.requests.record(talked);
+                self.count(talked);
                 let failure = talked.failure();
                 failure.map_or_else(String::new, |f| format!("{} ({})", f.text, f.reason.as_str()))
             }

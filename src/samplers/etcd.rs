@@ -17,7 +17,6 @@ mod history;
 mod members;
 mod metrics;
 mod peers;
-mod requests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +31,7 @@ use crate::config;
 use crate::etcd::client::{Consistency, Timed};
 use crate::etcd::{Access, Address, Answer, Client, Failure, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
+use crate::requests::Requests;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
@@ -40,11 +40,10 @@ use history::History;
 use members::{Member, Roster, hex};
 use metrics::{
     ALARM, COMPACT_REVISION, DB_IN_USE, DB_SIZE, EXPECTED, HAS_LEADER, IS_LEADER, IS_LEARNER,
-    LEADER_CHANGES, MEMBER, QUOTA, QUOTA_SOURCE, RAFT_APPLIED, RAFT_INDEX, RAFT_TERM, REVISION, UP,
-    VOTERS_REACHABLE,
+    LEADER_CHANGES, MEMBER, QUOTA, QUOTA_SOURCE, RAFT_APPLIED, RAFT_INDEX, RAFT_TERM,
+    REQUEST_DURATION, REQUEST_FAILURES, REQUEST_SUCCESS, REVISION, UP, VOTERS_REACHABLE,
 };
 use peers::Peers;
-use requests::{Request, Requests};
 
 /// The key that reads ask for; nobody writes it.
 const PROBE_KEY: &str = "\0controlplane-exporter/probe";
@@ -164,13 +163,22 @@ impl Local {
 
     /// Whether an etcd answered, if only to refuse.
     fn up(&self) -> bool {
-        fn answered<T>(call: &Timed<T>) -> bool {
-            call.answer.as_ref().map_or_else(|failure| failure.answered, |_| true)
+        self.status.answered()
+            || self.members.answered()
+            || self.serializable.answered()
+            || self.linearizable.answered()
+    }
+
+    /// Counts its calls.
+    fn count(&self, requests: &mut Requests) {
+        fn one<T>(requests: &mut Requests, word: &str, call: &Timed<T>) {
+            requests.record(word, call.took, call.reason());
         }
-        answered(&self.status)
-            || answered(&self.members)
-            || answered(&self.serializable)
-            || answered(&self.linearizable)
+        let [status, serializable, linearizable, list] = metrics::REQUESTS;
+        one(requests, status, &self.status);
+        one(requests, serializable, &self.serializable);
+        one(requests, linearizable, &self.linearizable);
+        one(requests, list, &self.members);
     }
 
     /// The id of the member that answered.
@@ -231,7 +239,7 @@ impl Etcd {
             own: None,
             hint: None,
             roster: None,
-            requests: Requests::default(),
+            requests: Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS),
             history: History::default(),
         }
     }
@@ -354,15 +362,12 @@ impl AsyncSampler for Etcd {
             self.roster = Some(roster);
         }
 
-        self.requests.record(Request::Status, &local.status);
-        self.requests.record(Request::MemberList, &local.members);
-        self.requests.record(Request::SerializableRead, &local.serializable);
-        self.requests.record(Request::LinearizableRead, &local.linearizable);
+        local.count(&mut self.requests);
         out.push(&UP, [], up);
         self.history.up(up, &local.why(), out);
         self.export_status(local, out);
         out.push(&LEADER_CHANGES, [], self.history.leader_changes());
-        self.requests.export(out);
+        self.requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
         if let Some(expected) = self.expected {
             out.push(&EXPECTED, [], expected);
         }

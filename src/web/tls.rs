@@ -3,7 +3,6 @@
 //! Sessions are never resumed, so each connection shows its client certificate anew and one that has expired, or
 //! whose CA was taken out of the file, is refused at once.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use rustls::{
     SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
 };
 
+use crate::certificate;
 use crate::etcd::tls::{no_pem, useless};
 
 /// Go's names of the suites of TLS 1.2; those of TLS 1.3 are always on, here as there.
@@ -45,8 +45,6 @@ const CURVES: [(&str, &dyn SupportedKxGroup); 3] = [
     ("CurveP384", groups::SECP384R1),
     ("X25519", groups::X25519),
 ];
-/// Of the extension with a certificate's alternative names: 2.5.29.17.
-const SAN: [u8; 3] = [0x55, 0x1d, 0x11];
 
 /// The suite of this name.
 ///
@@ -302,7 +300,10 @@ impl ClientCertVerifier for Verifier {
             Err(error) => return Err(error),
         }
         if let Some(allowed) = &self.sans
-            && !names(end_entity).unwrap_or_default().iter().any(|name| allowed.contains(name))
+            && !certificate::names(end_entity)
+                .unwrap_or_default()
+                .iter()
+                .any(|name| allowed.contains(name))
         {
             return Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,
@@ -331,104 +332,5 @@ impl ClientCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
-    }
-}
-
-/// The alternative names of a certificate: DNS, e-mail, URI and IP addresses. None where it is no DER.
-fn names(certificate: &[u8]) -> Option<Vec<String>> {
-    let mut found = Vec::new();
-    let mut whole = inside(&mut &*certificate, 0x30)?;
-    let mut fields = inside(&mut whole, 0x30)?;
-    while !fields.is_empty() {
-        let (tag, mut extensions) = element(&mut fields)?;
-        if tag != 0xa3 {
-            continue;
-        }
-        let mut extensions = inside(&mut extensions, 0x30)?;
-        while !extensions.is_empty() {
-            let mut extension = inside(&mut extensions, 0x30)?;
-            if inside(&mut extension, 0x06)? != SAN {
-                continue;
-            }
-            let (mut tag, mut value) = element(&mut extension)?;
-            if tag == 0x01 {
-                // Whether it is critical.
-                (tag, value) = element(&mut extension)?;
-            }
-            let mut all = if tag == 0x04 { inside(&mut value, 0x30)? } else { return None };
-            while !all.is_empty() {
-                found.extend(match element(&mut all)? {
-                    (0x81 | 0x82 | 0x86, text) => String::from_utf8(text.to_vec()).ok(),
-                    (0x87, ip) => address(ip).map(|ip| ip.to_string()),
-                    _ => None,
-                });
-            }
-        }
-    }
-    Some(found)
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
-}
-
-/// The content of the next element, if it has this tag.
-fn inside<'a>(input: &mut &'a [u8], wanted: u8) -> Option<&'a [u8]> {
-    element(input).filter(|(tag, _)| *tag == wanted).map(|(_, content)| content)
-}
-
-/// Tag and content of the next element of DER.
-fn element<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
-    let (&[tag, first], mut rest) = input.split_first_chunk::<2>()?;
-    let mut length = usize::from(first);
-    if first >= 0x80 {
-        let (bytes, after) =
-            rest.split_at_checked(usize::from(first & 0x7f)).filter(|(b, _)| b.len() <= 4)?;
-        length = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-        rest = after;
-    }
-    let (content, after) = rest.split_at_checked(length)?;
-    *input = after;
-    Some((tag, content))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use rcgen::{CertificateParams, KeyPair, SanType};
-
-    #[test]
-    fn all_kinds_of_alternative_names_are_found() {
-        let mut params =
-            CertificateParams::new(vec!["one.example".into(), "10.1.2.3".into()]).unwrap();
-        params.subject_alt_names.extend([
-            SanType::IpAddress("fd00::1".parse().unwrap()),
-            SanType::Rfc822Name("a@example.com".try_into().unwrap()),
-            SanType::URI("spiffe://example/agent".try_into().unwrap()),
-        ]);
-        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let found = names(certificate.der()).unwrap();
-        assert_eq!(
-            found,
-            ["one.example", "10.1.2.3", "fd00::1", "a@example.com", "spiffe://example/agent"]
-        );
-        let bare = CertificateParams::new(Vec::new()).unwrap();
-        let bare = bare.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        assert_eq!(names(bare.der()), Some(Vec::new()));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>, at: usize, byte: u8) {
-            drop(names(&bytes));
-            let params = CertificateParams::new(vec!["one.example".into()]).unwrap();
-            let mut der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
-            let at = at % der.len();
-            drop(names(&der[..at]));
-            der[at] = byte;
-            drop(names(&der));
-        }
     }
 }

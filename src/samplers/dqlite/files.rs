@@ -7,10 +7,10 @@ use crate::dqlite::{Member, Role};
 use crate::sample::Batch;
 
 use super::metrics::{
-    CLUSTER_FILE, DIFFERENCES, DIRECTORY, FIRST_INDEX, FREE_PAGES, LAST_INDEX, MEMBERS,
-    METADATA_VERSION, OWN_LISTED, PAGE_BYTES, PAGES, SEGMENT_BYTES, SEGMENTS, SNAPSHOT_BYTES,
-    SNAPSHOT_INDEX, SNAPSHOT_TERM, SNAPSHOT_TIME, SNAPSHOTS, TERM, UNPAIRED, UNPAIRED_BYTES,
-    WAL_BYTES,
+    CERTIFICATE, CLUSTER_FILE, DIFFERENCES, DIRECTORY, FIRST_INDEX, FREE_PAGES, LAST_INDEX,
+    MEMBERS, METADATA_VERSION, OWN_LISTED, PAGE_BYTES, PAGES, SEGMENT_BYTES, SEGMENTS,
+    SNAPSHOT_BYTES, SNAPSHOT_INDEX, SNAPSHOT_TERM, SNAPSHOT_TIME, SNAPSHOTS, TERM, UNPAIRED,
+    UNPAIRED_BYTES, WAL_BYTES,
 };
 
 /// What the files say of themselves.
@@ -18,6 +18,9 @@ pub(super) fn export(report: &Report, out: &mut Batch) {
     out.push(&DIRECTORY, [], report.directory_bytes);
     if let Some(modified) = report.listed_modified {
         out.push(&CLUSTER_FILE, [], modified);
+    }
+    if let Some(ends) = report.certificate_ends {
+        out.push(&CERTIFICATE, [], ends);
     }
     if let Some(metadata) = &report.metadata {
         out.push(&TERM, [], metadata.term);

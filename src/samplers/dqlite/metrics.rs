@@ -19,6 +19,8 @@ pub(super) const ALL: &[Desc] = &[
     OWN_LISTED.desc(),
     REQUEST_DURATION.desc(),
     REQUEST_FAILURES.desc(),
+    REQUEST_SUCCESS.desc(),
+    CERTIFICATE.desc(),
     CLUSTER_FILE.desc(),
     DIRECTORY.desc(),
     SEGMENTS.desc(),
@@ -104,6 +106,11 @@ pub(super) static OWN_LISTED: Metric<1> = Metric::gauge(
     "Whether the local member's id is listed with its own address.",
     ["source"],
 );
+/// The calls, by the word in the label.
+pub(super) const REQUESTS: [&str; 4] = ["cluster", "connect", "describe", "leader"];
+/// Upper bounds of their times, in seconds.
+pub(super) const REQUEST_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 pub(super) static REQUEST_DURATION: Metric<1> = Metric::histogram(
     "controlplane_dqlite_request_duration_seconds",
     "Time of the agent's own calls to the local member, answered or given up: connect (with TLS), cluster, leader, describe.",
@@ -113,6 +120,16 @@ pub(super) static REQUEST_FAILURES: Metric<2> = Metric::counter(
     "controlplane_dqlite_request_failures_total",
     "The agent's own calls to the local member that failed.",
     ["request", "reason"],
+);
+pub(super) static REQUEST_SUCCESS: Metric<1> = Metric::gauge(
+    "controlplane_dqlite_request_last_success_timestamp_seconds",
+    "When the call to the local member last succeeded, in Unix time.",
+    ["request"],
+);
+pub(super) static CERTIFICATE: Metric<0> = Metric::gauge(
+    "controlplane_dqlite_certificate_not_after_timestamp_seconds",
+    "When cluster.crt ends, in Unix time. All members share it, so all of them end at once.",
+    [],
 );
 pub(super) static CLUSTER_FILE: Metric<0> = Metric::gauge(
     "controlplane_dqlite_cluster_file_timestamp_seconds",

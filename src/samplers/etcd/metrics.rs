@@ -111,6 +111,12 @@ pub(super) static ALARM: Metric<2> = Metric::gauge(
     "Whether the alarm (NOSPACE, CORRUPT) is raised for the member, 0 or 1 for every listed member, at most 50. From Status.",
     ["member_id", "alarm"],
 );
+/// The calls, by the word in the label.
+pub(super) const REQUESTS: [&str; 4] =
+    ["status", "serializable_read", "linearizable_read", "member_list"];
+/// With the limits of the alert on slow requests: between two bounds a quantile is a guess.
+pub(super) const REQUEST_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.4, 0.5, 1.0, 2.5, 5.0, 10.0];
 pub(super) static REQUEST_DURATION: Metric<1> = Metric::histogram(
     "controlplane_etcd_request_duration_seconds",
     "Time of the agent's own calls to the local member, answered or given up after the time-out.",
