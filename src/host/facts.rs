@@ -3,6 +3,7 @@
 //! Detection runs in a child process, so everything here crosses a pipe as JSON. Paths are those
 //! of the host; a reader prefixes `--path.rootfs` itself, through [`Host::path`](super::Host::path).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -57,6 +58,9 @@ pub struct Installation {
     pub distribution: Distribution,
     /// Its version as the distribution prints it (`v1.36.4+rke2r1`), where files tell it.
     pub version: Option<String>,
+    /// Versions of its parts by name (`k8s-dqlite`), where a bill of materials tells them.
+    #[serde(default)]
+    pub components: BTreeMap<String, String>,
     /// Control-plane node or worker.
     pub role: Role,
     /// Whether a process of it was seen, not only its files.
@@ -98,6 +102,7 @@ impl Installation {
         Self {
             distribution,
             version: None,
+            components: BTreeMap::new(),
             role: Role::Unknown,
             running: false,
             evidence: Vec::new(),
@@ -114,6 +119,24 @@ impl Installation {
             container_dirs: Vec::new(),
             snaps: Vec::new(),
         }
+    }
+
+    /// How to reach kine or k8s-dqlite on its socket. Where that speaks TLS, it does so with the files that etcd
+    /// would have.
+    pub fn kine(&self) -> Option<EtcdAccess> {
+        let path = self.kine_socket.as_ref()?.display();
+        if !self.kine_tls {
+            return Some(EtcdAccess { endpoints: vec![path.to_string()], ..EtcdAccess::default() });
+        }
+        let file =
+            |name: &str| self.data_dir.as_ref().map(|dir| dir.join("server/tls/etcd").join(name));
+        Some(EtcdAccess {
+            endpoints: vec![format!("unixs://{path}")],
+            ca_file: file("server-ca.crt"),
+            cert_file: file("client.crt"),
+            key_file: file("client.key"),
+            quota: None,
+        })
     }
 }
 

@@ -23,9 +23,9 @@ use etcd_client::GetOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
-use crate::etcd::client::Consistency;
+use crate::etcd::client::{Consistency, PROBE_KEY};
 use crate::etcd::{Access, Address, Client, Failure, Reason, Settings, TlsFiles};
-use crate::host::{EtcdAccess, Facts, Installation};
+use crate::host::{EtcdAccess, Facts};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -80,24 +80,7 @@ static SUCCESS: Metric<1> = Metric::gauge(
 fn found(facts: &Facts) -> Option<EtcdAccess> {
     facts.installations.iter().find_map(|node| {
         let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
-        etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| socket(node))
-    })
-}
-
-/// kine's socket. Where that speaks TLS, it does so with the files that etcd would have.
-fn socket(node: &Installation) -> Option<EtcdAccess> {
-    let path = node.kine_socket.as_ref()?.display();
-    if !node.kine_tls {
-        return Some(EtcdAccess { endpoints: vec![path.to_string()], ..EtcdAccess::default() });
-    }
-    let file =
-        |name: &str| node.data_dir.as_ref().map(|dir| dir.join("server/tls/etcd").join(name));
-    Some(EtcdAccess {
-        endpoints: vec![format!("unixs://{path}")],
-        ca_file: file("server-ca.crt"),
-        cert_file: file("client.crt"),
-        key_file: file("client.key"),
-        quota: None,
+        etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| node.kine())
     })
 }
 
@@ -123,8 +106,6 @@ const REST: u32 = 500;
 const MAX_REST: Duration = Duration::from_hours(1);
 /// How long a server may take to show that it lives, after a count that got no answer.
 const PING: Duration = Duration::from_secs(1);
-/// A key that nobody writes.
-const PROBE_KEY: &str = "/controlplane-exporter/probe";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -352,7 +333,7 @@ impl AsyncSampler for RegistryKeys {
 mod tests {
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
-    use crate::host::{Distribution, Host};
+    use crate::host::{Distribution, Host, Installation};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
