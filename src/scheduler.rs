@@ -183,7 +183,18 @@ impl Run {
                 let before = statuses.end(self.name, Some(&batch), result.as_ref().err(), false);
                 self.log_change(before, result.as_ref().err());
                 if result.is_ok() {
-                    self.store.put(self.name, batch, self.options.interval);
+                    let new = self.store.put(self.name, batch, self.options.interval);
+                    // A child has no log of its own.
+                    if matches!(driver, Driver::Isolated(_)) {
+                        for event in new {
+                            tracing::warn!(
+                                sampler = self.name,
+                                kind = event.kind,
+                                "{}",
+                                event.text
+                            );
+                        }
+                    }
                 } else {
                     self.store.touch();
                 }

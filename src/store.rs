@@ -65,12 +65,14 @@ impl Store {
         &self.statuses
     }
 
-    /// Keeps the batch of a successful run in place of the one before.
-    pub fn put(&self, sampler: &'static str, mut batch: Batch, interval: Duration) {
-        let events = batch.take_events();
+    /// Keeps the batch of a successful run in place of the one before. Returns its events that are new: the same one,
+    /// of the same time, told again by a sampler that keeps nothing in mind, is in the ring once.
+    pub fn put(&self, sampler: &'static str, mut batch: Batch, interval: Duration) -> Vec<Event> {
+        let mut events = batch.take_events();
         if !events.is_empty() {
             let mut ring = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.extend(events);
+            events.retain(|event| !ring.contains(event));
+            ring.extend(events.iter().cloned());
             let excess = ring.len().saturating_sub(EVENTS);
             ring.drain(..excess);
         }
@@ -79,6 +81,7 @@ impl Store {
         let slot = Slot { batch: Arc::new(batch), taken: Instant::now(), stale_after };
         self.slots.write().unwrap_or_else(PoisonError::into_inner).insert(sampler, slot);
         self.touch();
+        events
     }
 
     /// Forgets a sampler that was switched off.
@@ -297,6 +300,18 @@ mod tests {
         assert_eq!(body("three"), "three");
         tokio::time::advance(Duration::from_millis(251)).await;
         assert_eq!(body("four"), "four");
+    }
+
+    #[test]
+    fn an_event_that_is_told_again_is_in_the_ring_once() {
+        let store = Store::default();
+        let put = |text: &str| {
+            let mut batch = Batch::default();
+            batch.event(SystemTime::UNIX_EPOCH, "test", text);
+            store.put("args", batch, Duration::from_secs(1)).len()
+        };
+        assert_eq!((put("one"), put("one"), put("two"), put("one")), (1, 0, 1, 0));
+        assert_eq!(store.events().len(), 2);
     }
 
     #[test]

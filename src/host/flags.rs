@@ -37,13 +37,101 @@ impl Flags {
     }
 }
 
-/// The arguments in a file of the snaps: one or more a line, quoted or not, `#` starts a comment.
-pub(super) fn words_of_file(text: &str) -> Vec<String> {
-    text.lines()
-        .map(str::trim)
-        .filter(|line| !line.starts_with('#'))
-        .flat_map(split_words)
-        .collect()
+/// What stands in for text that only running a command would give.
+const UNKNOWN: char = '\u{fffd}';
+
+/// The arguments in a file of the snaps, as their wrappers' bash takes them: split at blanks and line ends, which quotes
+/// and backslashes protect, with `#` before a comment and variables in place. Nothing is run: what a command in it would
+/// print is unknown, and so is a variable that `value` does not know.
+///
+/// # Errors
+///
+/// What makes bash refuse the file as a whole, and so keeps the service from starting.
+pub(crate) fn words_of_file(
+    text: &str,
+    value: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars().peekable();
+    // Within double quotes.
+    let mut quoted = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\'' if !quoted => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some('\'') => break,
+                        Some(c) => word.push(c),
+                        None => return Err("a quote is never closed"),
+                    }
+                }
+            }
+            '\\' => match chars.next() {
+                // It joins two lines.
+                Some('\n') | None => {}
+                Some(c @ ('"' | '\\' | '$' | '`')) => word.get_or_insert_default().push(c),
+                Some(c) => {
+                    let word = word.get_or_insert_default();
+                    word.extend(quoted.then_some('\\'));
+                    word.push(c);
+                }
+            },
+            '`' => {
+                while chars.next().ok_or("a ` is never closed")? != '`' {}
+                word.get_or_insert_default().push(UNKNOWN);
+            }
+            '$' if chars.next_if_eq(&'(').is_some() => {
+                let mut open = 1;
+                while open > 0 {
+                    match chars.next().ok_or("a $( is never closed")? {
+                        '(' => open += 1,
+                        ')' => open -= 1,
+                        _ => {}
+                    }
+                }
+                word.get_or_insert_default().push(UNKNOWN);
+            }
+            '$' => {
+                let braced = chars.next_if_eq(&'{').is_some();
+                let mut name = String::new();
+                while let Some(c) = chars.next_if(|c| c.is_ascii_alphanumeric() || *c == '_') {
+                    name.push(c);
+                }
+                let plain = !braced || chars.next_if_eq(&'}').is_some();
+                let word = word.get_or_insert_default();
+                match (name.is_empty(), plain) {
+                    (true, true) if !braced => word.push('$'),
+                    (false, true) => match value(&name) {
+                        Some(value) => word.push_str(&value),
+                        None => word.push(UNKNOWN),
+                    },
+                    // `${NAME:-other}` and the like.
+                    _ => {
+                        while chars.next().ok_or("a ${ is never closed")? != '}' {}
+                        word.push(UNKNOWN);
+                    }
+                }
+            }
+            c if quoted => word.get_or_insert_default().push(c),
+            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            '#' if word.is_none() => while chars.next_if(|c| *c != '\n').is_some() {},
+            '(' | ')' | '<' | '>' | '|' | '&' | ';' => {
+                return Err("one of ( ) < > | & ; stands outside of quotes");
+            }
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    if quoted {
+        return Err("a quote is never closed");
+    }
+    words.extend(word);
+    Ok(words)
 }
 
 /// Splits as a shell and as systemd do: at blanks, which quotes and backslashes protect. A quote
@@ -102,10 +190,47 @@ mod tests {
         assert_eq!(split_words("end\\"), ["end"]);
     }
 
+    fn of(text: &str) -> Result<Vec<String>, &'static str> {
+        words_of_file(text, |name| (name == "SNAP_DATA").then(|| "/var/snap/m/1".to_owned()))
+    }
+
     #[test]
-    fn comments_in_a_file_of_arguments_are_left_out() {
-        let text = "# BEGIN ANSIBLE MANAGED BLOCK\n--a=1\n\n  --b='2 3'\n# --a=4\n";
-        assert_eq!(words_of_file(text), ["--a=1", "--b=2 3"]);
+    fn a_file_of_arguments_is_read_as_bash_reads_it() {
+        let text = "# BEGIN ANSIBLE MANAGED BLOCK\n--a=1 --b # c d\n\n  --e='2 3' --f=\"4\n5\"\n# --a=4\n--g=h#i\\\nj \
+                    --k=\\\"l\\ m '' --n=\"\\o \\$p\"";
+        assert_eq!(
+            of(text).unwrap(),
+            ["--a=1", "--b", "--e=2 3", "--f=4\n5", "--g=h#ij", "--k=\"l m", "", "--n=\\o $p"]
+        );
+    }
+
+    #[test]
+    fn variables_are_put_in_and_nothing_is_run() {
+        let text = "--a=${SNAP_DATA}/b '--c=${SNAP_DATA}' --d=$SNAP_DATA/e --f=\"$SNAP_DATA\" --g=$ --h=$(rm (x) y)z \
+                    --i=`id` --j=${X} --k=${SNAP_DATA:-/l} --m=$SNAP_DATAS";
+        assert_eq!(
+            of(text).unwrap(),
+            [
+                "--a=/var/snap/m/1/b",
+                "--c=${SNAP_DATA}",
+                "--d=/var/snap/m/1/e",
+                "--f=/var/snap/m/1",
+                "--g=$",
+                "--h=\u{fffd}z",
+                "--i=\u{fffd}",
+                "--j=\u{fffd}",
+                "--k=\u{fffd}",
+                "--m=\u{fffd}"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_bash_refuses_is_refused() {
+        for text in ["--a='b", "--a=\"b", "--a=$(b", "--a=`b", "--a=${b", "--a=b;c", "(", "a > b"] {
+            assert!(of(text).is_err(), "{text}");
+        }
+        assert_eq!(of("--a='(;)' --b=\"|&\"").unwrap(), ["--a=(;)", "--b=|&"]);
     }
 
     proptest::proptest! {
@@ -119,9 +244,10 @@ mod tests {
         #[test]
         fn what_is_quoted_stays_one_word(words in proptest::collection::vec("[^'\\\\]{0,9}", 0..6), junk in ".{0,60}") {
             let line = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
-            proptest::prop_assert_eq!(split_words(&line), words);
+            proptest::prop_assert_eq!(&split_words(&line), &words);
+            proptest::prop_assert_eq!(of(&line).unwrap(), words);
             split_words(&junk);
-            words_of_file(&junk);
+            drop(of(&junk));
         }
     }
 }

@@ -19,11 +19,11 @@ mod kubeadm;
 mod manifest;
 pub mod mounts;
 mod overrides;
-mod processes;
+pub(crate) mod processes;
 mod rancher;
 mod rancher_config;
 pub(crate) mod read;
-mod snaps;
+pub(crate) mod snaps;
 mod talos;
 mod units;
 pub(crate) mod yaml;
@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 pub use detect::detect;
 pub use facts::*;
+pub(crate) use flags::words_of_file;
 pub use mounts::{Mount, Mounts};
 pub use overrides::Overrides;
 

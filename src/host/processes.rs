@@ -4,7 +4,12 @@
 //! that they belong to a control plane. A k3s in a pod or a container (vcluster, k3d, kind) is not
 //! an installation of this node, so the cgroup is looked at too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use procfs::FromRead;
+use procfs::process::Stat;
 
 use super::Host;
 use super::read::read_virtual;
@@ -126,6 +131,36 @@ impl Processes {
     pub(super) fn working_directory(&self, process: &Process) -> Option<PathBuf> {
         std::fs::read_link(self.proc.join(process.pid.to_string()).join("cwd")).ok()
     }
+}
+
+/// When the oldest process of each name began whose program lies below `below` (`/snap/microk8s/`).
+pub(crate) fn started(
+    host: &Host,
+    names: &BTreeSet<&str>,
+    below: &str,
+) -> BTreeMap<String, SystemTime> {
+    let Some(boot) = host.facts().boot_time else { return BTreeMap::new() };
+    let proc = host.path(host.resolve("/proc").unwrap_or_else(|_| "/proc".into()));
+    let ticks = rustix::param::clock_ticks_per_second().max(1);
+    let mut oldest = BTreeMap::new();
+    for pid in pids(&proc) {
+        let folder = proc.join(pid.to_string());
+        let Some(name) = text(&folder.join("comm"), MAX_SMALL) else { continue };
+        let name = name.trim_end();
+        if !names.contains(name) {
+            continue;
+        }
+        let words = text(&folder.join("cmdline"), MAX_CMDLINE).unwrap_or_default();
+        let program = words.split('\0').next().unwrap_or_default();
+        let Ok(stat) = Stat::from_file(folder.join("stat")) else { continue };
+        if program.contains(below) {
+            let begun = boot.saturating_add(stat.starttime / ticks);
+            let begun = UNIX_EPOCH + Duration::from_secs(begun);
+            let known = oldest.entry(name.to_owned()).or_insert(begun);
+            *known = begun.min(*known);
+        }
+    }
+    oldest
 }
 
 /// Every pid, sorted, so that the answer does not depend on the kernel's order.

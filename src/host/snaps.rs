@@ -3,6 +3,7 @@
 //! Reads the files of arguments that their services start with, lock files, and the version in
 //! the snap. `current` links stay as they are: a refresh moves them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::etcd_settings::{EtcdSettings, split_urls};
@@ -14,6 +15,19 @@ use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role
 
 /// Where snaps are mounted; the second on distributions without `/snap`.
 const MOUNTS: &[&str] = &["/snap", "/var/lib/snapd/snap"];
+
+/// Parts of a snap whose version is kept; fifteen are known.
+const MAX_COMPONENTS: usize = 32;
+
+/// A variable that snapd gives to the services of the snap `name`, mounted at `mount`.
+pub(crate) fn variable(snap: &str, mount: &Path, name: &str) -> Option<String> {
+    match name {
+        "SNAP" => Some(mount.display().to_string()),
+        "SNAP_DATA" => Some(format!("/var/snap/{snap}/current")),
+        "SNAP_COMMON" => Some(format!("/var/snap/{snap}/common")),
+        _ => None,
+    }
+}
 
 /// A snap that may be installed.
 struct Snap {
@@ -50,16 +64,20 @@ impl Snap {
     /// The flags of a service, its variables in place; `None` without the file.
     fn flags(&self, probe: &Probe, service: &str) -> Option<Flags> {
         let text = probe.text(self.args.join(service))?;
-        let mut text = text;
-        for (name, value) in [
-            ("SNAP_DATA", format!("/var/snap/{}/current", self.name)),
-            ("SNAP_COMMON", format!("/var/snap/{}/common", self.name)),
-            ("SNAP", self.mount.display().to_string()),
-        ] {
-            text = text.replace(&format!("${{{name}}}"), &value);
-            text = text.replace(&format!("${name}/"), &format!("{value}/"));
-        }
-        Some(Flags::parse(&words_of_file(&text)))
+        let value = |name: &str| variable(self.name, &self.mount, name);
+        // What bash refuses is told by the sampler `args`.
+        Some(Flags::parse(&words_of_file(&text, value).unwrap_or_default()))
+    }
+
+    /// The versions of its parts, from its bill of materials, which is JSON and so YAML too.
+    fn components(&self, probe: &Probe) -> BTreeMap<String, String> {
+        let parsed = probe.text(self.mount.join("bom.json")).map(|text| Node::parse(&text));
+        let Some(Ok(bom)) = parsed else { return BTreeMap::new() };
+        let all = bom.get("components").map(Node::entries).unwrap_or_default();
+        let version = |(name, part): &(String, Node)| {
+            Some((name.clone(), part.text_at(&["version"])?.to_owned()))
+        };
+        all.iter().filter_map(version).take(MAX_COMPONENTS).collect()
     }
 
     /// `version:` of the snap's own description.
@@ -85,6 +103,7 @@ pub(super) fn microk8s(probe: &Probe, hint: &Hint) -> Option<Found> {
     let locked = |name: &str| locks.iter().any(|lock| lock == name);
     found.running = snap.running(probe);
     found.version = snap.version(probe);
+    found.components = snap.components(probe);
     found.role = if locked("clustered.lock") { Role::Agent } else { Role::Server };
     found.snaps = vec![snap.name.to_owned()];
     let common = Path::new("/var/snap/microk8s/common/var/lib");
@@ -161,7 +180,9 @@ pub(super) fn canonical(probe: &Probe, hint: &Hint) -> Option<Found> {
         return None;
     }
     found.running = snap.running(probe);
-    found.version = bom_version(probe, &snap).or_else(|| snap.version(probe));
+    found.components = snap.components(probe);
+    let kubernetes = found.components.get("kubernetes").cloned();
+    found.version = kubernetes.or_else(|| snap.version(probe));
     found.snaps = vec![snap.name.to_owned()];
     found.container_dirs = vec![common.join("var/lib/containerd"), "/var/lib/kubelet".into()];
     let apiserver = snap.flags(probe, "kube-apiserver");
@@ -228,13 +249,6 @@ fn canonical_datastore(
     } else if !servers.is_empty() {
         external_etcd(found, apiserver, servers);
     }
-}
-
-/// The version of Kubernetes in the snap's bill of materials, which is JSON and so YAML too.
-fn bom_version(probe: &Probe, snap: &Snap) -> Option<String> {
-    let text = probe.text(snap.mount.join("bom.json"))?;
-    let bom = Node::parse(&text).ok()?;
-    Some(bom.text_at(&["components", "kubernetes", "version"])?.to_owned())
 }
 
 fn dqlite(found: &mut Installation, folder: PathBuf, socket: PathBuf) {

@@ -15,6 +15,8 @@ samplers! {
     exporter,
     etcd,
     dqlite,
+    kine,
+    args,
     registry_keys,
     fdatasync,
     kernel,

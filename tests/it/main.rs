@@ -10,6 +10,7 @@
 )]
 
 mod alerts;
+mod args;
 mod check;
 mod dashboards;
 mod demo;
@@ -22,6 +23,7 @@ mod house;
 #[path = "../incidents/mod.rs"]
 mod incidents;
 mod kernel;
+mod kine;
 mod kubernetes;
 mod lab;
 mod lab_itself;
