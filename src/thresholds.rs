@@ -186,7 +186,8 @@ fn seconds(limit: f64) -> String {
         s if s < 1.0 => format!("{} ms", round(s * 1e3)),
         s if s < 120.0 => format!("{} s", round(s)),
         s if s < 7200.0 => format!("{} min", round(s / 60.0)),
-        s => format!("{} h", round(s / 3600.0)),
+        s if s < 172_800.0 => format!("{} h", round(s / 3600.0)),
+        s => format!("{} days", round(s / 86_400.0)),
     }
 }
 
@@ -231,6 +232,24 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneEtcdDatabaseFragmented", Warning, "reclaimable share of the database", Above, 0.5, Share, 10),
     at("ControlPlaneEtcdDatabaseUnusual", Info, "database size", Above, 200e6, Bytes, 10),
     at("ControlPlaneEtcdDatabaseUnusual", Info, "database size against its smallest of 7 days", Above, 2.0, Times, 10),
+    // dqlite
+    at("ControlPlaneDqliteQuorumAtRisk", Warning, "voters listed", Above, 2.0, Count, 5),
+    at("ControlPlaneDqliteQuorumAtRisk", Critical, "voters listed", Above, 2.0, Count, 15),
+    at("ControlPlaneDqliteTwoMembers", Warning, "members listed", Exactly, 2.0, Count, 15),
+    at("ControlPlaneDqliteLeaderFlapping", Warning, "elections in 15 minutes", AtLeast, 3.0, Count, 0),
+    at("ControlPlaneDqliteClusterFileFrozen", Warning, "age of cluster.yaml", Above, 90.0, Seconds, 2),
+    at("ControlPlaneDqliteSnapshotLarge", Warning, "newest snapshot", Above, 50e6, Bytes, 10),
+    at("ControlPlaneDqliteSnapshotLarge", Warning, "free share of the database's pages", Above, 0.5, Share, 10),
+    at("ControlPlaneDqliteSnapshotLarge", Warning, "free pages of the database", Above, 104_857_600.0, Bytes, 10),
+    at("ControlPlaneDqliteBackendGrowing", Warning, "directory", Above, 1e9, Bytes, 30),
+    at("ControlPlaneDqliteBackendGrowing", Warning, "directory against the newest snapshot", Above, 5.0, Times, 30),
+    at("ControlPlaneDqliteBackendGrowing", Warning, "log entries after the newest snapshot", Above, 20_000.0, Count, 30),
+    at("ControlPlaneDqliteCertificateExpires", Warning, "time until the certificate ends", Below, 7_776_000.0, Seconds, 15),
+    at("ControlPlaneDqliteCertificateExpires", Critical, "time until the certificate ends", Below, 1_209_600.0, Seconds, 15),
+    // kine
+    at("ControlPlaneKineNotAnswering", Critical, "time since a read succeeded", Above, 90.0, Seconds, 1),
+    at("ControlPlaneKineReadsSlow", Warning, "reads, p90 of 5 minutes", Above, 0.1, Seconds, 10),
+    at("ControlPlaneKineReadsSlow", Critical, "reads, p90 of 5 minutes", Above, 0.4, Seconds, 2),
     // disk
     at("ControlPlaneDiskSyncSlow", Info, "syncs, median of 15 minutes", Above, 0.01, Seconds, 60),
     at("ControlPlaneDiskSyncSlow", Warning, "syncs, p90 of 15 minutes", Above, 0.05, Seconds, 10),
@@ -278,6 +297,7 @@ mod tests {
     fn a_condition_reads_as_a_person_says_it() {
         let of = |bad, limit, unit| at("A", Info, "f", bad, limit, unit, 0).condition();
         assert_eq!(of(Above, 0.65, Share), "above 65 %");
+        assert_eq!(of(Below, 7_776_000.0, Seconds), "below 90 days");
         assert_eq!(of(Above, 0.05, Seconds), "above 50 ms");
         assert_eq!(of(Above, 30.0, Seconds), "above 30 s");
         assert_eq!(of(Below, 3600.0, Seconds), "below 60 min");

@@ -6,6 +6,7 @@
 //! [`Health::Unknown`].
 
 mod court;
+mod microk8s;
 mod topics;
 
 use std::borrow::Cow;
@@ -51,9 +52,9 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
-    /// The systemd units.
+    /// The systemd units, and the arguments that they start with.
     Units,
-    /// etcd or dqlite, and what is in it.
+    /// etcd, dqlite or kine, and what is in it.
     Datastore,
     /// The agent's own samplers.
     Samplers,
@@ -70,8 +71,8 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
-            Self::Units => &["systemd"],
-            Self::Datastore => &["etcd", "dqlite", "registry_keys"],
+            Self::Units => &["systemd", "args"],
+            Self::Datastore => &["etcd", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
         }
     }
@@ -124,7 +125,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 11] = [
+pub const MEASURES: [&str; 15] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -132,9 +133,13 @@ pub const MEASURES: [&str; 11] = [
     "space_left",
     "inodes_left",
     "restarts",
+    "unknown_flags",
     "db_of_quota",
     "db_reclaimable",
     "read_p90",
+    "snapshot_bytes",
+    "free_pages",
+    "certificate_left",
     "orphans",
 ];
 

@@ -44,6 +44,12 @@ impl Facts {
         self.installations.first()
     }
 
+    /// The installation that the node's figures are about, and others that run.
+    pub fn in_use(&self) -> impl Iterator<Item = &Installation> {
+        let nodes = self.installations.iter().enumerate();
+        nodes.filter(|(n, node)| *n == 0 || node.running).map(|(_, node)| node)
+    }
+
     /// How to reach the local etcd member, of the first installation that has one: a plain etcd
     /// beside a Kubernetes that names other members counts too.
     pub fn etcd(&self) -> Option<&EtcdAccess> {

@@ -92,9 +92,7 @@ struct Options {
 
 /// The directory of the node's own member. What an installation that is not in use left behind is none.
 fn found(all: &Facts) -> Option<PathBuf> {
-    let mut nodes = all.installations.iter().enumerate();
-    let (_, node) =
-        nodes.find(|(n, node)| node.datastore == Datastore::Dqlite && (*n == 0 || node.running))?;
+    let node = all.in_use().find(|node| node.datastore == Datastore::Dqlite)?;
     node.datastore_dir.clone()
 }
 

@@ -98,9 +98,9 @@ const REQUESTS: [&str; 2] = ["status", "read"];
 const BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.4, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The socket of the first installation that has one.
+/// The socket of the node's own installation. What an installation that is not in use left behind is none.
 fn found(all: &Facts) -> Option<EtcdAccess> {
-    all.installations.iter().find_map(Installation::kine)
+    all.in_use().find_map(Installation::kine)
 }
 
 /// The section `kine`.

@@ -78,7 +78,7 @@ static SUCCESS: Metric<1> = Metric::gauge(
 /// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a
 /// socket.
 fn found(facts: &Facts) -> Option<EtcdAccess> {
-    facts.installations.iter().find_map(|node| {
+    facts.in_use().find_map(|node| {
         let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
         etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| node.kine())
     })

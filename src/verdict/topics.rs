@@ -324,11 +324,13 @@ impl Court<'_> {
                 );
             }
         }
+        self.args();
     }
 
     pub(super) fn datastore(&mut self) {
         self.etcd();
         self.dqlite();
+        self.kine();
         if let Some(orphans) = self.number("controlplane_registry_keys", &["orphans.longhorn.io"]) {
             self.measure(
                 Topic::Datastore,
@@ -376,56 +378,6 @@ impl Court<'_> {
                 "members listed",
                 format!("{listed} of {expected} expected"),
             );
-        }
-    }
-
-    /// dqlite, for which there are no alerts and so no runbooks yet.
-    fn dqlite(&mut self) {
-        let Some(up) = self.number("controlplane_dqlite_up", &[]).map(|up| up > 0.5) else {
-            return;
-        };
-        let topic = Topic::Datastore;
-        let voters = self.number("controlplane_dqlite_voters_listed", &[]);
-        let quorum = Quorum::new(voters, self.number("controlplane_dqlite_voters_reachable", &[]));
-        let leader = self.number("controlplane_dqlite_has_leader", &[]).map(|known| known > 0.5);
-        let leads = self.number("controlplane_dqlite_is_leader", &[]) == Some(1.0);
-        let (health, figure) = match (up, leader) {
-            (false, _) => (down(voters, quorum.as_ref()), "does not answer"),
-            (true, Some(false)) => (Health::Critical, "answers, knows no leader"),
-            (true, Some(true)) if leads => (Health::Ok, "answers, is the leader"),
-            (true, Some(true)) => (Health::Ok, "answers, follows a leader"),
-            (true, None) => {
-                (Health::Unknown, "answers, and no voter could be asked for the leader")
-            }
-        };
-        self.say(topic, health, "", "dqlite member", figure.into());
-        if let Some(quorum) = quorum {
-            let health = match quorum.state() {
-                QuorumState::Lost => Health::Critical,
-                QuorumState::TwoVoters | QuorumState::AtRisk => Health::Warning,
-                QuorumState::Safe => Health::Ok,
-            };
-            self.say(topic, health, "", "voting members", quorum.to_string());
-        }
-        // What is remembered of a directory that cannot be read any more says nothing about now.
-        let is_read = self.number("controlplane_dqlite_directory_bytes", &[]).is_some();
-        let written = self.number("controlplane_dqlite_cluster_file_timestamp_seconds", &[]);
-        if let Some(written) = written.filter(|_| up && is_read) {
-            let age = (self.now - written).max(0.0);
-            let health = if age > FROZEN { Health::Warning } else { Health::Ok };
-            let figure = format!("{} ago", length(age));
-            self.say(topic, health, "", "cluster.yaml, written every 30 s with a leader", figure);
-        }
-        if let Some(size) = self.number("controlplane_dqlite_snapshot_bytes", &[]) {
-            let health = if size > LARGE_SNAPSHOT { Health::Warning } else { Health::Ok };
-            let free = self.number("controlplane_dqlite_database_free_pages", &[]);
-            let pages = self.number("controlplane_dqlite_database_pages", &[]);
-            let share = free.zip(pages.filter(|pages| *pages > 0.0));
-            let share = share.map_or_else(String::new, |(free, pages)| {
-                format!(", {} of its pages are free", percent(free / pages))
-            });
-            let figure = format!("{}{share}", bytes(size));
-            self.say(topic, health, "", "newest dqlite snapshot", figure);
         }
     }
 
@@ -545,20 +497,15 @@ impl Court<'_> {
     }
 }
 
-/// Seconds after which `cluster.yaml` counts as frozen: it is written and read every 30 s.
-const FROZEN: f64 = 90.0;
-/// Bytes of a snapshot that slow disks feel each time one is written.
-const LARGE_SNAPSHOT: f64 = 50e6;
-
 /// Voting members, of which there is more than one.
-struct Quorum {
+pub(super) struct Quorum {
     voters: f64,
     reachable: f64,
     majority: f64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum QuorumState {
+pub(super) enum QuorumState {
     Lost,
     /// Two, of which none may fail.
     TwoVoters,
@@ -569,12 +516,12 @@ enum QuorumState {
 
 impl Quorum {
     /// `None` for a single voter, of which there is no quorum to speak, and when it is not known.
-    fn new(voters: Option<f64>, reachable: Option<f64>) -> Option<Self> {
+    pub(super) fn new(voters: Option<f64>, reachable: Option<f64>) -> Option<Self> {
         let (voters, reachable) = voters.filter(|voters| *voters > 1.0).zip(reachable)?;
         Some(Self { voters, reachable, majority: (voters / 2.0).floor() + 1.0 })
     }
 
-    fn state(&self) -> QuorumState {
+    pub(super) fn state(&self) -> QuorumState {
         match () {
             () if self.reachable < self.majority => QuorumState::Lost,
             () if self.voters < 2.5 => QuorumState::TwoVoters,
@@ -591,7 +538,7 @@ impl std::fmt::Display for Quorum {
 }
 
 /// How bad it is that the local member does not answer.
-fn down(voters: Option<f64>, quorum: Option<&Quorum>) -> Health {
+pub(super) fn down(voters: Option<f64>, quorum: Option<&Quorum>) -> Health {
     let alone = voters.is_none_or(|voters| voters < 2.0);
     let at_risk = quorum.is_some_and(|quorum| quorum.reachable <= quorum.majority);
     if alone || at_risk { Health::Critical } else { Health::Warning }
@@ -602,7 +549,7 @@ fn is_ours(process: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::metric::Metric;
     use crate::sample::{Batch, Histogram};
@@ -638,14 +585,14 @@ mod tests {
         ["path", "device", "fstype", "role"],
     );
 
-    const MINUTE: Duration = Duration::from_mins(1);
+    pub(in crate::verdict) const MINUTE: Duration = Duration::from_mins(1);
 
-    fn store() -> Store {
+    pub(in crate::verdict) fn store() -> Store {
         Store::new(Arc::new(Statuses::default()))
     }
 
     /// Puts a sampler's batch and gives the verdict about `what`.
-    fn about(store: &Store, what: &str) -> (Health, String, String) {
+    pub(in crate::verdict) fn about(store: &Store, what: &str) -> (Health, String, String) {
         let all = judge(store);
         let found = all.iter().find(|verdict| verdict.what.contains(what));
         let found = found.unwrap_or_else(|| panic!("no verdict about {what}: {all:#?}"));
@@ -661,11 +608,14 @@ mod tests {
         store
     }
 
+    /// Where figures are judged.
+    const SOURCES: &[&str] = &[include_str!("topics.rs"), include_str!("microk8s.rs")];
+
     #[test]
     fn every_metric_and_alert_that_is_named_here_exists() {
         let word = regex::Regex::new(r#""(controlplane_[a-z_]+)""#).unwrap();
         let alert = regex::Regex::new(r#""(ControlPlane[A-Za-z]+)""#).unwrap();
-        for source in [include_str!("topics.rs"), include_str!("../history.rs")] {
+        for source in [SOURCES, &[include_str!("../history.rs")]].concat() {
             for found in word.captures_iter(source).filter(|f| &f[1] != "controlplane_other") {
                 assert!(store::descs().any(|d| d.name == &found[1]), "{}", &found[1]);
             }
@@ -683,8 +633,8 @@ mod tests {
             r#"(?:measure|since)\(\s*(?:Topic::\w+|topic),\s*"(\w+)",\s*"([^"]+)""#,
         )
         .unwrap();
-        let source = include_str!("topics.rs");
-        let found: Vec<_> = asked.captures_iter(source).collect();
+        let source = SOURCES.concat();
+        let found: Vec<_> = asked.captures_iter(&source).collect();
         assert!(found.len() > 10, "{}", found.len());
         for row in found {
             assert!(!rows(&row[1], &row[2]).is_empty(), "no row {} {:?}", &row[1], &row[2]);
@@ -694,9 +644,9 @@ mod tests {
     #[test]
     fn every_measure_is_listed() {
         let name = regex::Regex::new(r#"(?:Figure::new\(\s*|name: )"(\w+)""#).unwrap();
-        let source = include_str!("topics.rs");
+        let source = SOURCES.concat();
         let used: std::collections::BTreeSet<_> =
-            name.captures_iter(source).map(|found| found.extract::<1>().1[0]).collect();
+            name.captures_iter(&source).map(|found| found.extract::<1>().1[0]).collect();
         assert_eq!(used, std::collections::BTreeSet::from(MEASURES));
     }
 
@@ -752,69 +702,6 @@ mod tests {
         assert_eq!(quorum(3.0, 1.0).2, "ControlPlaneEtcdQuorumLost");
         assert_eq!(quorum(2.0, 2.0).2, "ControlPlaneEtcdTwoVoters");
         assert_eq!(quorum(4.0, 4.0).0, Health::Ok);
-    }
-
-    /// A dqlite member with these figures.
-    fn dqlite(figures: &[(&'static Metric<0>, f64)]) -> Store {
-        let (store, mut batch) = (store(), Batch::default());
-        for (metric, value) in figures {
-            batch.push(metric, [], *value);
-        }
-        store.put("dqlite", batch, MINUTE);
-        store
-    }
-
-    static D_UP: Metric<0> = Metric::gauge("controlplane_dqlite_up", "Up.", []);
-    static D_LEADER: Metric<0> = Metric::gauge("controlplane_dqlite_has_leader", "Leader.", []);
-    static D_VOTERS: Metric<0> = Metric::gauge("controlplane_dqlite_voters_listed", "Voters.", []);
-    static D_REACHED: Metric<0> =
-        Metric::gauge("controlplane_dqlite_voters_reachable", "Seen.", []);
-    static D_BYTES: Metric<0> = Metric::gauge("controlplane_dqlite_directory_bytes", "All.", []);
-    static D_FILE: Metric<0> =
-        Metric::gauge("controlplane_dqlite_cluster_file_timestamp_seconds", "Time.", []);
-    static D_SNAPSHOT: Metric<0> = Metric::gauge("controlplane_dqlite_snapshot_bytes", "Size.", []);
-    static D_PAGES: Metric<0> = Metric::gauge("controlplane_dqlite_database_pages", "Pages.", []);
-    static D_FREE: Metric<0> =
-        Metric::gauge("controlplane_dqlite_database_free_pages", "Free.", []);
-
-    #[test]
-    fn dqlite_is_judged_by_leader_and_quorum() {
-        let member = |up, leader| {
-            let figures = [(&D_UP, up), (&D_LEADER, leader), (&D_VOTERS, 5.0), (&D_REACHED, 4.0)];
-            about(&dqlite(&figures), "dqlite member").0
-        };
-        assert_eq!(member(1.0, 1.0), Health::Ok);
-        assert_eq!(member(1.0, 0.0), Health::Critical);
-        assert_eq!(member(0.0, 1.0), Health::Warning, "four of five still answer");
-        assert_eq!(about(&dqlite(&[(&D_UP, 0.0)]), "dqlite member").0, Health::Critical);
-        assert_eq!(about(&dqlite(&[(&D_UP, 1.0)]), "dqlite member").0, Health::Unknown);
-        let quorum = |voters, reached| {
-            let figures = [(&D_UP, 1.0), (&D_VOTERS, voters), (&D_REACHED, reached)];
-            about(&dqlite(&figures), "voting members").0
-        };
-        assert_eq!(quorum(3.0, 3.0), Health::Ok);
-        assert_eq!(quorum(3.0, 2.0), Health::Warning);
-        assert_eq!(quorum(3.0, 1.0), Health::Critical);
-    }
-
-    #[test]
-    fn dqlites_files_are_judged_while_they_can_be_read() {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let frozen = |age: f64, rest: &[(&'static Metric<0>, f64)]| {
-            let figures = [&[(&D_FILE, now.as_secs_f64() - age)], rest].concat();
-            let verdicts = judge(&dqlite(&figures));
-            verdicts.into_iter().find(|v| v.what.contains("cluster.yaml")).map(|v| v.health)
-        };
-        let well = [(&D_UP, 1.0), (&D_BYTES, 1e6)];
-        assert_eq!(frozen(60.0, &well), Some(Health::Ok));
-        assert_eq!(frozen(100.0, &well), Some(Health::Warning));
-        assert_eq!(frozen(100.0, &[(&D_UP, 1.0)]), None, "the directory cannot be read");
-        assert_eq!(frozen(100.0, &[(&D_UP, 0.0), (&D_BYTES, 1e6)]), None, "nobody writes it");
-        let figures = [(&D_UP, 1.0), (&D_SNAPSHOT, 237e6), (&D_PAGES, 100.0), (&D_FREE, 96.0)];
-        let (health, figure, _) = about(&dqlite(&figures), "snapshot");
-        assert_eq!((health, &*figure), (Health::Warning, "237 MB, 96 % of its pages are free"));
-        let small = dqlite(&[(&D_UP, 1.0), (&D_SNAPSHOT, 12.7e6)]);
-        assert_eq!(about(&small, "snapshot").0, Health::Ok);
     }
 
     #[test]

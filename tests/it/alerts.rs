@@ -18,7 +18,12 @@ use crate::lab::process::{bound_command, output, run};
 /// Always fires, and has neither a condition nor a place.
 const WATCHDOG: &str = "ControlPlaneWatchdog";
 /// Nothing may ever silence these.
-const NEVER_INHIBITED: [&str; 2] = ["ControlPlaneEtcdNoLeader", "ControlPlaneEtcdQuorumLost"];
+const NEVER_INHIBITED: [&str; 4] = [
+    "ControlPlaneEtcdNoLeader",
+    "ControlPlaneEtcdQuorumLost",
+    "ControlPlaneDqliteNoLeader",
+    "ControlPlaneDqliteQuorumLost",
+];
 
 /// One alerting rule.
 #[derive(Debug, Clone)]
