@@ -1,7 +1,9 @@
-"""The datastore: etcd's members side by side, its database, and what fills it."""
+"""The datastore: its members side by side, etcd's database, and what fills it."""
 
+import dqlite
 from parts import (
-    ETCD_STATE, STATES, Board, Column, appeared, describe, lanes, limits, lines, rows_of, steps_of,
+    DQLITE_STATE, ETCD_STATE, KINE_ALONE, MEMBER_STATES, STATES, Board, Column, appeared, describe, lanes, limits,
+    lines, rows_of, steps_of,
 )  # fmt: skip
 
 ETCD = {code: STATES[code] for code in (41, 42, 43, 44, 45, 46)}
@@ -11,16 +13,22 @@ def build():
     b = Board(
         "controlplane-datastore",
         "Control plane / Datastore",
-        "etcd's members side by side: who leads, who is slow, how full the database is and what fills it.",
+        "The members side by side: who leads, who is slow, how full the database is and what fills it. For dqlite and "
+        "kine open their rows.",
         "now-6h",
     )
     b.add(members())
     b.add(lanes(
         "Roles",
         describe(
-            "What each member is. Blue that moves from lane to lane is a leader that moves; its disk is the usual cause.",
-            "red or orange; more than one blue lane at a time", alert="ControlPlaneEtcdLeaderFlapping"),
-        [(ETCD_STATE, "{{instance}}")], ETCD, size=(24, 6), none="no etcd member is watched"))  # fmt: skip
+            "What each member of etcd or dqlite is, and whether kine answers. Blue that moves from lane to lane is a leader "
+            "that moves; its disk is the usual cause.",
+            "red or orange; more than one blue lane at a time in one cluster", alert="ControlPlaneEtcdLeaderFlapping"),
+        [(ETCD_STATE, "{{instance}}"), (DQLITE_STATE, "{{instance}}"), (KINE_ALONE, "{{instance}}")],
+        MEMBER_STATES, size=(24, 6), none="no datastore is watched"))  # fmt: skip
+
+    b.row("dqlite, of MicroK8s and Canonical Kubernetes: members, log, snapshots", dqlite.dqlite())
+    b.row("kine and k8s-dqlite: what the API server talks to where there is no etcd", dqlite.kine())
 
     slow = limits("ControlPlaneEtcdMemberSlow", "reads through the member, median of 5 minutes")
     b.row("Latency: which member is slower than the rest")
@@ -201,7 +209,8 @@ def members():
     return rows_of(
         "Members",
         describe(
-            "A row for each member with an agent beside it. Without an answer its figures are empty and its state is red.",
+            "A row for each member of etcd with an agent beside it. Without an answer its figures are empty and its state "
+            "is red.",
             "any coloured cell; members that differ in version, cluster or expected count", alert="ControlPlaneEtcdMemberDown"),
         [
             Column("Cluster", label="cluster"),
@@ -222,5 +231,5 @@ def members():
             Column("Would be given back", "max by (%n) (@etcd_db_size_bytes - @etcd_db_size_in_use_bytes)",
                    unit="bytes", rows=limits("ControlPlaneEtcdDatabaseFragmented", "reclaimable bytes")),
         ],
-        size=(24, 7), none="no etcd member is watched",
+        size=(24, 7), none="no etcd member is watched; dqlite and kine have rows of their own below",
     )  # fmt: skip

@@ -1,13 +1,14 @@
 """One node: what happened first. Every panel of the upper part has the same time at the same place."""
 
 from parts import (
-    AGENT_SILENT, ETCD_STATE, EXPECTED_NOT_RUNNING, STATES, Board, Column, appeared, describe, distribution,
-    first_of, lanes, limits, lines, rows_of, steps_of,
+    AGENT_SILENT, DQLITE_STATE, ETCD_STATE, EXPECTED_NOT_RUNNING, KINE_STATE, STATES, Board, Column, appeared,
+    describe, distribution, first_of, lanes, limits, lines, rows_of, steps_of,
 )  # fmt: skip
 
 ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly"
 ALIVE = "group by (%n) (@exporter_build_info)"
 UNIT = "%n, unit"
+NO_ARGS = "no files of arguments here"
 
 
 def some(*codes):
@@ -36,10 +37,10 @@ def build():
             Column("Up since", "max by (%n) (time() - @exporter_node_boot_timestamp_seconds)", unit="s", decimals=0),
             Column("Agent since", "max by (%n) (time() - @@process_start_time_seconds and on (%n) @exporter_build_info)",
                    unit="s", decimals=0),
-            Column("Members reachable", "max by (%n) (@etcd_voters_reachable)"),
-            Column("Members listed", "max by (%n) (@etcd_voters_listed)"),
+            Column("Members reachable", "max by (%n) (@etcd_voters_reachable or @dqlite_voters_reachable)"),
+            Column("Members listed", "max by (%n) (@etcd_voters_listed or @dqlite_voters_listed)"),
         ],
-        size=(24, 5), none="no agent is scraped"))  # fmt: skip
+        size=(24, 6), none="no agent is scraped"))  # fmt: skip
 
     b.add(first(), units(), peers())
     b.add(
@@ -215,12 +216,14 @@ def build():
             some(0, 32), size=(12, 8), none="no filesystem is watched",
         ),
     )  # fmt: skip
+    b.row("Arguments of the control plane")
+    b.add(*arguments())
     b.row("The agent itself", agent())
     return b.build()
 
 
 def first():
-    """One lane for each signal, in the order in which a fault travels: disk, filesystem, etcd, units."""
+    """One lane for each signal, in the order in which a fault travels: disk, filesystem, datastore, units."""
     space = limits("ControlPlaneDatastoreSpaceLow", "space left")[-1]
     stuck = limits("ControlPlaneDiskSyncStuck", "sync in flight")[0]
     kernel = first_of(
@@ -238,6 +241,9 @@ def first():
          f" < bool {space.value:g})", 31),
     )  # fmt: skip
     peers_ = first_of(("max by (%n) (1 - min_over_time(@etcd_peer_up[%w]))", 51))
+    # The local member is among its members.
+    others = first_of((
+        "sum by (%n) (1 - min_over_time(@dqlite_member_up[%w])) - max by (%n) (1 - min_over_time(@dqlite_up[%w]))", 51))
     units_ = first_of(
         ('max by (%n) (max_over_time(@systemd_unit_state{state="failed"}[%w]))', 65),
         ("sum by (%n) (increase(@systemd_unit_restarts_total[%w]))", 63),
@@ -248,9 +254,9 @@ def first():
         "What happened first",
         describe(
             "A lane for each signal and node, in the order in which a fault travels: the kernel, the disk, the "
-            "filesystem, etcd, its peers, the units, the agent. Look for the leftmost colour. A state shorter than a "
-            "step is drawn a whole step wide, never left out. A lane that is not there is a sampler that does not "
-            "run here; a gap is a time without figures.",
+            "filesystem, the datastore, its peers, the arguments, the units, the agent. Look for the leftmost colour. A "
+            "state shorter than a step is drawn a whole step wide, never left out. A lane that is not there is a sampler "
+            "that does not run here; a gap is a time without figures.",
             "anything but green and blue", alert="README"),
         [
             (kernel + ok("kernel_records_lost_total"), "{{instance}} · kernel"),
@@ -258,12 +264,25 @@ def first():
             (disk + ok("filesystem_readonly"), "{{instance}} · filesystems"),
             (ETCD_STATE, "{{instance}} · etcd"),
             (peers_ + ok("etcd_peer_up"), "{{instance}} · etcd's peers"),
+            (DQLITE_STATE, "{{instance}} · dqlite"),
+            (others + ok("dqlite_member_up"), "{{instance}} · dqlite's peers"),
+            (KINE_STATE, "{{instance}} · kine"),
+            (argument_state("%n") + ok("args_file_timestamp_seconds"), "{{instance}} · arguments"),
             (units_ + ok("systemd_unit_loaded"), "{{instance}} · units"),
             (f"({AGENT_SILENT}) * 0 + 71 or {ALIVE} * 0", "{{instance}} · agent"),
         ],
-        some(0, 11, 12, 21, 22, 23, 31, 32, 41, 42, 43, 44, 45, 46, 51, 63, 64, 65, 71),
+        some(0, 11, 12, 21, 22, 23, 31, 32, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 55, 56, 57, 63, 64, 65, 71),
         size=(24, 14), none="no agent is scraped",
     )  # fmt: skip
+
+
+def argument_state(by):
+    """A file that bash cannot split is not judged."""
+    return first_of(
+        (f"max by ({by}) (max_over_time(@args_unknown_flags[%w]))", 56),
+        (f"group by ({by}) (@args_file_timestamp_seconds unless @args_checked)", 57),
+        (f"max by ({by}) (max_over_time(@args_changed_since_start[%w]))", 55),
+    )
 
 
 def units():
@@ -286,16 +305,62 @@ def units():
     )  # fmt: skip
 
 
+def arguments():
+    return [
+        lanes(
+            "Files of arguments",
+            describe(
+                "Each file with the flags of a program. `changed since its start`: the program runs with what the file "
+                "said before, and meets the change at its next restart. `unknown flag`: it ends at once when it is "
+                "started with it. Which flags it knows is known for some programs only.",
+                "red; yellow that nobody expects", alert="ControlPlaneArgsChanged"),
+            [(argument_state("%n, file") + " or max by (%n, file) (1 - @args_checked) * 58", "{{instance}} {{file}}")],
+            some(0, 55, 56, 57, 58), size=(24, 6), none=NO_ARGS,
+        ),
+        rows_of(
+            "Unknown flags",
+            describe("Flags that the program of this version does not know: it ends at once when it is started with them.",
+                     "any", alert="ControlPlaneArgsUnknownFlags"),
+            [
+                Column("Node", label="instance"),
+                Column("File", label="file"),
+                Column("Flag", label="flag"),
+                Column("", "group by (%n, file, flag) (@args_unknown_flag_info)"),
+            ],
+            size=(12, 9), none="no unknown flag, or no file of arguments is checked here",
+        ),
+        rows_of(
+            "What is known of each file",
+            describe("When the file was last written, the blocks that a tool manages in it, and what is wrong with it.",
+                     "any coloured cell", alert="ControlPlaneArgsUnknownFlags"),
+            [
+                Column("Node", label="instance"),
+                Column("File", label="file"),
+                Column("Flags checked", "max by (%n, file) (@args_checked)",
+                       states={0: ("no", "transparent"), 1: ("yes", "transparent")}),
+                Column("Unknown", "max by (%n, file) (@args_unknown_flags)",
+                       states={0: ("0", "transparent"), **{n: (str(n), "red") for n in range(1, 6)}}),
+                Column("Managed blocks", "max by (%n, file) (@args_managed_blocks)"),
+                Column("Since the start", "max by (%n, file) (@args_changed_since_start)",
+                       states={0: ("as it was", "transparent"), 1: ("changed", "yellow")}),
+                Column("Written ago", "min by (%n, file) (time() - @args_file_timestamp_seconds)", unit="s", decimals=0),
+            ],
+            size=(12, 9), none=NO_ARGS,
+        ),
+    ]  # fmt: skip
+
+
 def peers():
     return lanes(
         "Members, as the others see them",
         describe(
-            "Whether the other members answer this node's agent under their own id. One member that is silent for all "
-            "is down; one that is silent for one node is cut off from it.",
+            "Whether the other members answer this node's agent: those of etcd under their own id, those of dqlite at "
+            "their address. One member that is silent for all is down; one that is silent for one node is cut off from it.",
             "red", alert="ControlPlaneEtcdQuorumAtRisk"),
         [("max by (%n, member_id) (46 * (1 - min_over_time(@etcd_peer_up[%w])))"
           " * on (%n, member_id) group_left (member) group by (%n, member_id, member) (@etcd_peer_info)",
-          "{{instance}} → {{member}}")],
+          "{{instance}} → {{member}}"),
+         ("46 * (1 - min by (%n, member) (min_over_time(@dqlite_member_up[%w])))", "{{instance}} → {{member}}")],
         {0: ("answers", "green"), 46: STATES[46]}, size=(24, 5), none="no other member, or none can be asked from here",
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """All clusters: a row for each node, and which of them needs somebody."""
 
 from parts import (
-    AGENT_SILENT, ETCD_STATE, EXPECTED_NOT_RUNNING, GREEN, GREY, ORANGE, PURPLE, RED,
-    STATES, WATCHDOG, Board, Column, describe, firing, lanes, limits, lines, mappings, number, rows_of,
+    AGENT_SILENT, DQLITE_STATE, ETCD_STATE, EXPECTED_NOT_RUNNING, GREEN, GREY, KINE_ALONE, MEMBER_STATES, ORANGE,
+    PURPLE, RED, STATES, WATCHDOG, Board, Column, describe, firing, lanes, limits, lines, mappings, number, rows_of,
     steps, steps_of,
 )  # fmt: skip
 
@@ -17,6 +17,9 @@ VERDICT = {
 ALERT_SEVERITY = "max by (cluster, instance, alert) (label_replace(%s, 'alert', '$1', 'alertname', 'ControlPlane(.+)'))" % (
     " or ".join(f"{firing(severity)} * 0 + {code}" for severity, code in (("critical", 83), ("warning", 82), ("info", 81)))
 )
+
+REACHABLE = "@etcd_voters_reachable or @dqlite_voters_reachable"
+LISTED = "@etcd_voters_listed or @dqlite_voters_listed"
 
 
 def build():
@@ -58,13 +61,13 @@ def build():
         number(
             "Members that may still fail",
             describe(
-                "Voting etcd members that the worst cluster can lose before it has no majority. Single-member "
-                "clusters are left out.",
+                "Voting members of etcd or dqlite that the worst cluster can lose before it has no majority. "
+                "Single-member clusters are left out.",
                 "0, for the next failure stops that control plane; below 0 it has stopped",
                 alert="ControlPlaneEtcdQuorumAtRisk"),
-            "min(max by (cluster, job) (@etcd_voters_reachable)"
-            " - floor(max by (cluster, job) (@etcd_voters_listed) / 2) - 1"
-            " and max by (cluster, job) (@etcd_voters_listed) > 1)", "none",
+            f"min(max by (cluster, job) ({REACHABLE})"
+            f" - floor(max by (cluster, job) ({LISTED}) / 2) - 1"
+            f" and max by (cluster, job) ({LISTED}) > 1)", "none",
             none="no cluster of several members",
             states=mappings({-2: ("no quorum", RED), -1: ("no quorum", RED), 0: ("0", ORANGE)}),
             thresholds=steps_from(GREEN),
@@ -80,14 +83,13 @@ def build():
     b.add(nodes())
     b.add(
         lanes(
-            "etcd members",
+            "Members of the datastores",
             describe(
-                "What each member is: leader, follower, or in trouble. An outage shorter than a step is still shown. "
-                "Blue that moves from lane to lane is a leader that moves.",
-                "red or orange; more than one blue lane at a time", alert="ControlPlaneEtcdMemberDown"),
-            [(ETCD_STATE, "{{cluster}} {{instance}}")],
-            {code: STATES[code] for code in (41, 42, 43, 44, 45, 46)},
-            size=(24, 6), none="no etcd member is watched", left=330,
+                "What each member of etcd or dqlite is: leader, follower, or in trouble; and whether kine answers. An "
+                "outage shorter than a step is still shown. Blue that moves from lane to lane is a leader that moves.",
+                "red or orange; more than one blue lane at a time in one cluster", alert="ControlPlaneEtcdMemberDown"),
+            [(state, "{{cluster}} {{instance}}") for state in (ETCD_STATE, DQLITE_STATE, KINE_ALONE)],
+            MEMBER_STATES, size=(24, 6), none="no datastore is watched", left=330,
         ),
         lanes(
             "Firing alerts",
@@ -142,7 +144,7 @@ def nodes():
         Column("", "group by (%n, distribution, role) (@exporter_node_info)"),
         Column("Distribution", label="distribution"),
         Column("Role", label="role"),
-        Column("etcd", ETCD_STATE, states={code: STATES[code] for code in (41, 42, 43, 44, 45, 46)}),
+        Column("Datastore", f"{ETCD_STATE} or {DQLITE_STATE} or {KINE_ALONE}", states=MEMBER_STATES),
         Column("Units not running", f"count by (%n) ({EXPECTED_NOT_RUNNING}) or 0 * {alive}",
                states={0: ("0", "transparent"), **{n: (str(n), RED) for n in range(1, 6)}}),
         Column("Restarts, 24 h", "max by (%n) (increase(@systemd_unit_restarts_total[24h]))", decimals=0,

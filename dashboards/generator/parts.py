@@ -79,7 +79,7 @@ def first_of(*cases):
 # --- thresholds ------------------------------------------------------------------------------------------
 
 SCALE = {
-    "": 1, "%": 0.01, "×": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600,
+    "": 1, "%": 0.01, "×": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600, "days": 86400,
     "MB": 1e6, "MiB": 2**20, "GB": 1e9, "GiB": 2**30,
 }  # fmt: skip
 
@@ -168,13 +168,22 @@ STATES = {
     23: ("syncs fail", RED),
     31: ("space low", ORANGE),
     32: ("read-only", RED),
+    40: ("answers", GREEN),
     41: ("follower", GREEN),
     42: ("leader", BLUE),
     43: ("learner", YELLOW),
     44: ("no leader", RED),
     45: ("blocked", ORANGE),
     46: ("down", RED),
+    47: ("leader unknown", ORANGE),
+    48: ("stand-by", GREEN),
+    49: ("spare", GREY),
+    50: ("calls fail", ORANGE),
     51: ("a peer is silent", ORANGE),
+    55: ("changed since its start", YELLOW),
+    56: ("unknown flag", RED),
+    57: ("bash refuses it", RED),
+    58: ("as it was, not checked", GREY),
     60: ("running", GREEN),
     61: ("not needed here", GREY),
     62: ("starting or stopping", YELLOW),
@@ -212,6 +221,30 @@ ETCD_STATE = (
     )
     + " or max by (%n) (@etcd_has_leader) * 0 + 41"
 )
+# The same of dqlite. Only voters know the leader, so a node that reaches none of them cannot tell.
+DQLITE_STATE = (
+    first_of(
+        ("max by (%n) (1 - min_over_time(@dqlite_up[%w]))", 46),
+        ("max by (%n) (@dqlite_up unless @dqlite_has_leader)", 47),
+        ("max by (%n) (1 - min_over_time(@dqlite_has_leader[%w]))", 44),
+        ('max by (%n) (@dqlite_role{role="spare"})', 49),
+        ('max by (%n) (@dqlite_role{role="stand-by"})', 48),
+        ("max by (%n) (@dqlite_is_leader)", 42),
+    )
+    + " or max by (%n) (@dqlite_has_leader) * 0 + 41"
+)
+# kine has no members: it answers, with an error as well, or not.
+KINE_STATE = (
+    first_of(
+        ("max by (%n) (1 - min_over_time(@kine_up[%w]))", 46),
+        ("max by (%n) (@kine_up unless @kine_revision)", 50),
+        ("sum by (%n) (increase(@kine_request_failures_total[%w]))", 50),
+    )
+    + " or max by (%n) (@kine_up) * 0 + 40"
+)
+# A member says more than the kine in front of it.
+KINE_ALONE = f"({KINE_STATE}) unless on (%n) (@etcd_up or @dqlite_up)"
+MEMBER_STATES = {code: STATES[code] for code in (40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50)}
 AGENT_SILENT = "group by (%n) (last_over_time(@exporter_build_info[1d])) unless on (%n) @exporter_build_info"
 EXPECTED_NOT_RUNNING = (
     "(@systemd_unit_expected == 1)"
@@ -474,7 +507,8 @@ def annotation(name, color, expr, title, text, tags, enabled=True):
 ANNOTATIONS = [
     ("Unit restarts", ORANGE, "sum by (%n, unit) (changes(@systemd_unit_restarts_total[%w])) > 0",
      "Restart of {{unit}}", "systemd restarted {{unit}} on {{instance}}.", "instance,unit", True),
-    ("Leader changes", BLUE, "sum by (%n) (changes(@etcd_leader_changes_total[%w])) > 0",
+    ("Leader changes", BLUE,
+     "sum by (%n) (changes(@etcd_leader_changes_total[%w]) or changes(@dqlite_leader_changes_total[%w])) > 0",
      "Leader change", "{{instance}} saw an election.", "instance", True),
     ("Agent restarts", PURPLE,
      "sum by (%n) (changes(@@process_start_time_seconds[%w]) and on (%n) @exporter_build_info) > 0",

@@ -1,6 +1,7 @@
 //! The Grafana boards: what the generator writes, Grafana's rules, and every query against a real incident.
 
 pub(crate) mod incident;
+mod others;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
