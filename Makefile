@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo test incidents lint fmt golden docs dashboards bench setup setup-build static tarball deb image sbom
+.PHONY: help run demo test test-long incidents lint fmt golden docs dashboards bench setup setup-build static tarball deb image sbom
 
 OPTIONS ?=
 ARCH ?= x86_64
@@ -29,6 +29,10 @@ demo: setup-build ## A cluster on this machine whose disk breaks, and the page t
 
 test: setup ## Everything that must pass, with the seconds of each group
 	@tests/run.sh
+
+test-long: setup ## What takes longer than `make test` may (an hour): many polls, fuzzing, all incidents; writes docs/long-tests.md
+	@tests/setup.sh fuzz
+	@tests/long.sh
 
 incidents: setup ## Replay the incidents with their real faults (10 minutes) and write docs/incidents.md
 	@tests/incidents.sh

@@ -3,7 +3,7 @@
 #
 #   tests/setup.sh            everything
 #   tests/setup.sh static     only what `make static` needs, and for which processor: static aarch64
-#   tests/setup.sh packages   what `make tarball deb sbom` need, and `image` for `make image`
+#   tests/setup.sh packages   what `make tarball deb sbom` need, `image` for `make image`, `fuzz` for tests/fuzz.sh
 #
 # Everything that is not a Debian package goes to a cache outside the clone, one folder per version, so
 # a second run only looks (well below a second). Change a version below and the next run builds it anew.
@@ -30,6 +30,7 @@ RUST=bookworm-security       # the suite whose rustc-web builds it: Debian keeps
 ZIG=0.17.1                   # C compiler, linker and musl for every processor, from PyPI
 CARGO_DEB=3.8.0
 CARGO_CYCLONEDX=0.5.9
+CARGO_FUZZ=0.13.2
 ROOT2=trixie-1               # a second Debian release, to install the package in
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 PACKAGES=(
@@ -372,10 +373,17 @@ packages() {
   ln -sfnT "cargo-cyclonedx-$CARGO_CYCLONEDX" "$cache/cargo-cyclonedx"
 }
 
+fuzz() {
+  cargo +nightly --version > /dev/null 2>&1 || fail "fuzzing needs a nightly compiler: rustup toolchain install nightly"
+  if [ ! -d "$cache/cargo-fuzz-$CARGO_FUZZ" ]; then timed cargo-fuzz install_cargo cargo-fuzz "$CARGO_FUZZ"; fi
+  ln -sfnT "cargo-fuzz-$CARGO_FUZZ" "$cache/cargo-fuzz"
+}
+
 case ${1:-all} in
   static) static "${2:-x86_64}"; exit ;;
   packages) packages; exit ;;
   image) need_packages "${IMAGE_PACKAGES[@]}"; exit ;;
+  fuzz) fuzz; exit ;;
   all) ;;
   *) fail "no part $1" ;;
 esac

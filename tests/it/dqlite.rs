@@ -8,6 +8,7 @@ use controlplane_exporter::dqlite::wire::Request;
 
 use crate::lab;
 use crate::lab::agent::{Agent, Scrape};
+use crate::lab::disk::{Disk, Kind};
 use crate::lab::dqlite::{Cluster, Dqlite};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -131,7 +132,8 @@ fn over_tls_a_stand_by_knows_of_the_leader_and_takes_a_leaving_voters_place() {
         ("voters_listed", Some(3.0)),
         ("voters_reachable", Some(3.0)),
     ];
-    wait_figures(&agent, NEXT_HANDSHAKE, &figures);
+    let scrape = wait_figures(&agent, NEXT_HANDSHAKE, &figures);
+    assert!(value(&scrape, "certificate_not_after_timestamp_seconds") > Some(1.8e9));
     let role = "controlplane_dqlite_role";
     let scrape = agent.wait_value(role, &[("role", "stand-by")], 1.0, NEXT_HANDSHAKE);
     // Several runs later there has been no second handshake.
@@ -184,6 +186,7 @@ fn the_files_of_a_node_that_writes_are_followed() {
     for missing in ["meta", "data"] {
         assert_eq!(labelled(&scrape, "snapshot_unpaired", &[("missing", missing)]), Some(0.0));
     }
+    assert_eq!(value(&scrape, "certificate_not_after_timestamp_seconds"), None, "it has none");
     let failures = scrape.all("controlplane_sampler_failures_total", &[("sampler", "dqlite")]);
     assert!(failures.iter().all(|sample| sample.value == 0.0), "{failures:?}");
 }
@@ -210,18 +213,60 @@ fn a_directory_that_hangs_does_not_hide_what_the_members_say() {
     drop(session);
 }
 
-fn five_hundred_polls(version: Dqlite) {
+/// A member whose disk is full goes on answering, is still listed as a voter, and writes its log no more: that it has no
+/// segment open is the only sign.
+fn a_full_disk(version: Dqlite) {
+    lab::need_root("a disk");
+    let disk = Disk::sized(Kind::Ext4, 80 << 20);
+    let folder = disk.mount().path();
+    let cluster = Cluster::start_on(version, 3, Some(folder));
+    let agent = agent_of(&cluster, 2);
+    let open = |scrape: &Scrape| labelled(scrape, "segments", &[("state", "open")]);
+    let lists = agent.wait_until("three open segments", PREFIX, 20 * SECOND, |scrape| {
+        open(scrape) == Some(3.0) && value(scrape, "voters_reachable") == Some(3.0)
+    });
+    let before = value(&lists, "log_last_index").unwrap();
+    disk.mount().fill();
+    let leader = cluster.leader();
+    cluster.put_large(leader, 1_500, 20_000);
+    let scrape = agent
+        .wait_until("a log that ends", PREFIX, 20 * SECOND, |scrape| open(scrape) == Some(0.0));
+    for (name, expected) in [("up", 1.0), ("voters_listed", 3.0), ("voters_reachable", 3.0)] {
+        assert_eq!(value(&scrape, name), Some(expected), "{name}: nothing else tells");
+    }
+    assert!(value(&scrape, "log_last_index") > Some(before));
+    let status = agent.get("/api/v1/status").unwrap().text();
+    assert!(status.contains("ControlPlaneDqliteLogStopped"), "{status}");
+    assert_clean(&agent.log());
+}
+
+#[test]
+fn a_member_of_1_11_whose_disk_is_full_writes_no_log_and_says_nothing() {
+    let _turn = lab::together();
+    a_full_disk(Dqlite::V111);
+}
+
+#[test]
+fn a_member_of_1_18_whose_disk_is_full_writes_no_log_and_says_nothing() {
+    let _turn = lab::together();
+    a_full_disk(Dqlite::V118);
+}
+
+/// Asks a single member again and again, and then whether that did it any harm.
+fn polls(version: Dqlite, count: usize) {
     let mut cluster = Cluster::start(version, 1);
     let address = cluster.address(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let started = Instant::now();
     runtime.block_on(async {
-        for poll in 0..500 {
+        for poll in 0..count {
             let all = [Request::Cluster, Request::Leader, Request::Describe];
             let talked = converse(&address, None, &all, 5 * SECOND).await;
             assert_eq!(talked.failure(), None, "poll {poll}");
             assert_eq!(talked.answers().count(), 3);
         }
     });
+    eprintln!("long: {count} polls of {version:?} in {:.1} s", started.elapsed().as_secs_f64());
     cluster.check_alive(0);
     cluster.put_many(0, 3);
     assert_clean(&cluster.log(0));
@@ -230,11 +275,25 @@ fn five_hundred_polls(version: Dqlite) {
 #[test]
 fn five_hundred_polls_do_not_hurt_dqlite_1_11() {
     let _turn = lab::together();
-    five_hundred_polls(Dqlite::V111);
+    polls(Dqlite::V111, 500);
 }
 
 #[test]
 fn five_hundred_polls_do_not_hurt_dqlite_1_18() {
     let _turn = lab::together();
-    five_hundred_polls(Dqlite::V118);
+    polls(Dqlite::V118, 500);
+}
+
+#[test]
+#[ignore = "long: make test-long"]
+fn ten_thousand_polls_do_not_hurt_dqlite_1_11() {
+    let _turn = lab::together();
+    polls(Dqlite::V111, 10_000);
+}
+
+#[test]
+#[ignore = "long: make test-long"]
+fn ten_thousand_polls_do_not_hurt_dqlite_1_18() {
+    let _turn = lab::together();
+    polls(Dqlite::V118, 10_000);
 }

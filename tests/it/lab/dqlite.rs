@@ -21,9 +21,13 @@ pub(crate) enum Dqlite {
 }
 
 impl Dqlite {
+    /// The folder with its programs, and `run`, which runs one of them.
+    pub(crate) fn folder(self) -> PathBuf {
+        cached(if self == Self::V111 { "dqlite-1.11" } else { "dqlite-1.18" })
+    }
+
     fn command(self, program: &str) -> Command {
-        let folder = if self == Self::V111 { "dqlite-1.11" } else { "dqlite-1.18" };
-        let mut command = bound_command(cached(&format!("{folder}/run")));
+        let mut command = bound_command(self.folder().join("run"));
         command.arg(program);
         command
     }
@@ -37,7 +41,16 @@ fn pair(folder: &Path) -> [PathBuf; 2] {
 struct Member {
     api: u16,
     port: u16,
+    /// Where its directory is, unless with the others'.
+    folder: Option<PathBuf>,
     daemon: Option<Daemon>,
+}
+
+impl Member {
+    fn new(folder: Option<&Path>) -> Self {
+        let folder = folder.map(Path::to_owned);
+        Self { api: free_port(), port: free_port(), folder, daemon: None }
+    }
 }
 
 /// A running cluster. Members are counted from 0.
@@ -51,10 +64,15 @@ impl Cluster {
     /// A cluster in which all have joined, and as many vote as can: three, or one of fewer than three.
     #[track_caller]
     pub(crate) fn start(version: Dqlite, members: usize) -> Self {
+        Self::start_on(version, members, None)
+    }
+
+    /// The same, with the directory of the last member in this folder.
+    #[track_caller]
+    pub(crate) fn start_on(version: Dqlite, members: usize, last: Option<&Path>) -> Self {
         let folder = temp_dir("dqlite");
-        let members = (0..members)
-            .map(|_| Member { api: free_port(), port: free_port(), daemon: None })
-            .collect::<Vec<_>>();
+        let place = |i| if i + 1 == members { last } else { None };
+        let members = (0..members).map(|i| Member::new(place(i))).collect();
         let mut cluster = Self { version, members, folder };
         cluster.certificate();
         for i in 0..cluster.members.len() {
@@ -66,15 +84,30 @@ impl Cluster {
         cluster
     }
 
+    /// A further member that somebody else starts, with its directory in this folder: its number.
+    pub(crate) fn expect(&mut self, folder: &Path) -> usize {
+        self.members.push(Member::new(Some(folder)));
+        self.members.len() - 1
+    }
+
+    /// Long flags of a member, with a value each.
+    pub(crate) fn flags(&self, i: usize) -> Vec<String> {
+        let member = &self.members[i];
+        let folder = member.folder.as_deref().unwrap_or(self.folder.path());
+        let mut flags = vec![
+            format!("--api=127.0.0.1:{}", member.api),
+            format!("--db={}", self.address(i)),
+            format!("--dir={}", folder.display()),
+        ];
+        flags.extend((i > 0).then(|| format!("--join={}", self.address(0))));
+        flags
+    }
+
     /// Starts (or starts again) a member and returns at once.
     #[track_caller]
     pub(crate) fn launch(&mut self, i: usize) {
         let mut command = self.version.command("dqlite-demo");
-        command.arg("-a").arg(format!("127.0.0.1:{}", self.members[i].api));
-        command.arg("-d").arg(self.address(i)).arg("-D").arg(self.folder.path()).arg("-v");
-        if i > 0 {
-            command.arg("-j").arg(self.address(0));
-        }
+        command.args(self.flags(i)).arg("--verbose");
         if self.version == Dqlite::V118Tls {
             let [cert, key] = pair(self.folder.path());
             command.arg("-c").arg(cert).arg("-k").arg(key);
@@ -111,7 +144,8 @@ impl Cluster {
 
     /// The directory of a member.
     pub(crate) fn dir(&self, i: usize) -> PathBuf {
-        self.folder.path().join(self.address(i))
+        let folder = self.members[i].folder.as_deref();
+        folder.unwrap_or(self.folder.path()).join(self.address(i))
     }
 
     /// What a member has logged, restarts included.
@@ -167,7 +201,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn wait_for_roles(&self, members: usize, voters: usize) {
+    pub(crate) fn wait_for_roles(&self, members: usize, voters: usize) {
         wait_for(&format!("{members} members, {voters} voters"), Duration::from_secs(40), || {
             let roles = self.roles()?;
             let voting = roles.iter().filter(|(_, role)| role == "voter").count();
@@ -192,8 +226,15 @@ impl Cluster {
     /// Writes `n` keys through a member, one after the other.
     #[track_caller]
     pub(crate) fn put_many(&self, through: usize, n: usize) {
+        self.put_large(through, n, 5);
+    }
+
+    /// The same, with values of so many bytes.
+    #[track_caller]
+    pub(crate) fn put_large(&self, through: usize, n: usize, bytes: usize) {
         let mut command = bound_command("curl");
-        command.args(["-sS", "-f", "-X", "PUT", "-d", "value", "-o", "/dev/null"]);
+        command.args(["-sS", "-f", "-X", "PUT", "-o", "/dev/null"]);
+        command.arg("-d").arg("x".repeat(bytes));
         command.arg(format!("http://127.0.0.1:{}/k[1-{n}]", self.members[through].api));
         let output = output(command, Duration::from_mins(1));
         assert!(output.status.success(), "{}{}", output.stderr, self.log(through));

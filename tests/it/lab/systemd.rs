@@ -1,7 +1,8 @@
 //! A container whose PID 1 is systemd, booted in about a second with systemd-nspawn.
 //!
 //! The root that `tests/setup.sh` made lies under an overlay in memory, so every container starts fresh
-//! and several can run at once. It has no network but its own loopback. Host processes reach its system bus
+//! and several can run at once. It has no network but its own loopback; a unit with `NetworkNamespacePath=/host-net`
+//! is in the host's. Host processes reach its system bus
 //! and systemd's private socket through `/proc/PID/root`, and authenticate as root. The whole container is
 //! a process namespace below one child: it ends with the test process, however that ends.
 
@@ -26,11 +27,14 @@ done
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs "$FOLDER"
 mkdir "$FOLDER/upper" "$FOLDER/work" "$FOLDER/root"
+touch "$FOLDER/net"
+mount --bind /proc/self/ns/net "$FOLDER/net"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$FOLDER/upper,workdir=$FOLDER/work" "$FOLDER/root"
 while :; do
   status=0
   systemd-nspawn --quiet --directory="$FOLDER/root" --machine="$MACHINE" --boot --register=no --keep-unit \
-    --private-network --link-journal=no --resolv-conf=off --timezone=off --console=read-only $EXTRA || status=$?
+    --private-network --link-journal=no --resolv-conf=off --timezone=off --console=read-only \
+    --bind="$FOLDER/net:/host-net" $EXTRA || status=$?
   # It ends with this when the container wants to boot again.
   [ $status = 133 ] || exit $status
 done"#;
