@@ -1,54 +1,60 @@
 #!/usr/bin/env bash
-# Everything of `make test-long`, one after the other, and docs/long-tests.md from what it came to.
+# Everything of `make test-long`, one after the other. Each part writes its row of docs/long-tests.md.
 #
 #   tests/long.sh                    all of it
-#   tests/long.sh polls fuzz         some of it; the page is not written then
+#   tests/long.sh polls fuzz         some of it
 set -uo pipefail
 cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
 export CONTROLPLANE_EXPORTER_CACHE=$cache
 fuzz_seconds=${FUZZ_SECONDS:-600}
-
-rows=()
+page=docs/long-tests.md
+revision=$(git rev-parse --short HEAD)
+git diff --quiet HEAD -- src tests alerts deploy Cargo.lock || revision="$revision and changes"
 failed=0
+
+# The page with this row in place of the part's older one, in the order of `parts`.
+write_row() {
+  local name=$1 row=$2 other rows=()
+  for other in "${all[@]}"; do
+    if [ "$other" = "$name" ]; then
+      rows+=("$row")
+    elif [ -f $page ]; then
+      mapfile -t -O ${#rows[@]} rows < <(grep "^| $other |" $page)
+    fi
+  done
+  {
+    printf '# The long tests\n\nWritten by `make test-long`, row by row; the figures are those of one run on %s cores.\n\n' "$(nproc)"
+    printf '%s\n' '| part | what | figures | time | date, revision | |' '|---|---|---|---|---|---|' "${rows[@]}"
+  } > $page.new
+  mv $page.new $page
+}
+
 # part NAME WHAT COMMAND…: runs it, and keeps the lines of its output that begin with `long: `.
 part() {
-  local name=$1 what=$2 from=$SECONDS verdict=ok log
+  local name=$1 what=$2 from=$SECONDS verdict=ok log said
   shift 2
   printf '\n== %s: %s\n' "$name" "$*"
   log=$(mktemp)
   "$@" 2>&1 | tee "$log" || { verdict=FAILED failed=1; }
-  local said
   said=$(sed -n 's/^.*long: //p' "$log" | sed ':a;N;$!ba;s/\n/<br>/g')
   rm "$log"
-  rows+=("| $name | $what | $said | $((SECONDS - from)) s | $verdict |")
+  write_row "$name" "| $name | $what | $said | $((SECONDS - from)) s | $(date -u +%Y-%m-%d), $revision | $verdict |"
 }
 
 polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 polls_do_not_hurt; }
-fuzz() { tests/fuzz.sh "$fuzz_seconds"; }
-incidents() { tests/incidents.sh; }
 
+all=(polls fuzz incidents)
 parts=("$@")
-if [ $# = 0 ]; then parts=(polls fuzz incidents); fi
+if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
   case $name in
-    polls) part polls "dqlite 1.11 and 1.18 asked ten thousand times each; both go on, their logs are clean" polls ;;
-    fuzz) part fuzz "each fuzz target for $fuzz_seconds s" fuzz ;;
-    incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" incidents ;;
-    *) echo "usage: tests/long.sh [polls|fuzz|incidents]…" >&2; exit 2 ;;
+    polls) part polls "dqlite 1.11 and 1.18 asked ten thousand times each; both go on, and their logs are clean" polls ;;
+    fuzz) part fuzz "each fuzz target for $fuzz_seconds s, with the samples as first inputs" tests/fuzz.sh "$fuzz_seconds" ;;
+    incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" tests/incidents.sh ;;
+    *) echo "usage: tests/long.sh [${all[*]}]" >&2; exit 2 ;;
   esac
 done
-
-table=$(printf '%s\n' '| part | what | figures | time | |' '|---|---|---|---|---|' "${rows[@]}")
-printf '\n%s\n' "$table"
-if [ $# = 0 ]; then
-  revision=$(git rev-parse --short HEAD)
-  git diff --quiet HEAD -- src tests alerts Cargo.lock ||
-    revision="$revision, with changes that are not committed"
-  {
-    printf '# The long tests\n\nWritten by `make test-long`; the figures are those of one run.\n\n'
-    printf 'Date %s, revision %s, %s cores.\n\n%s\n' "$(date -u +%Y-%m-%d)" "$revision" "$(nproc)" "$table"
-  } > docs/long-tests.md
-  echo "wrote docs/long-tests.md"
-fi
+printf '\n'
+cat $page
 exit $failed
