@@ -1,4 +1,4 @@
-//! Takes the first command of each runbook's diagnosis, so that the check command can show it.
+//! Takes the commands of each runbook's diagnosis, so that the check command can show the first.
 
 use std::path::Path;
 use std::{env, fs, io};
@@ -13,19 +13,20 @@ fn main() -> io::Result<()> {
         let path = page.path();
         let Some(alert) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
         let text = fs::read_to_string(&path)?;
-        if let Some(command) = first_command(&text) {
-            rows.push_str(&format!("    ({alert:?}, {command:?}),\n"));
+        let commands = commands(&text);
+        if !commands.is_empty() {
+            rows.push_str(&format!("    ({alert:?}, &{commands:?}),\n"));
         }
     }
     let code = format!("&[\n{rows}]\n");
     let out = env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("no OUT_DIR"))?;
-    fs::write(Path::new(&out).join("first_commands.rs"), code)
+    fs::write(Path::new(&out).join("commands.rs"), code)
 }
 
-/// The first block of shell below `## Diagnosis`.
-fn first_command(page: &str) -> Option<&str> {
-    let diagnosis = page.split_once("\n## Diagnosis\n")?.1;
-    let diagnosis = diagnosis.split("\n## ").next()?;
-    let block = diagnosis.split_once("```sh\n")?.1;
-    Some(block.split_once("\n```")?.0)
+/// The blocks of shell below `## Diagnosis`.
+fn commands(page: &str) -> Vec<&str> {
+    let diagnosis = page.split_once("\n## Diagnosis\n").map_or("", |(_, rest)| rest);
+    let diagnosis = diagnosis.split("\n## ").next().unwrap_or_default();
+    let blocks = diagnosis.split("```sh\n").skip(1);
+    blocks.filter_map(|block| Some(block.split_once("\n```")?.0)).collect()
 }

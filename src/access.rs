@@ -56,7 +56,8 @@ pub struct Lack {
     pub path: PathBuf,
     /// What the kernel said.
     pub error: String,
-    /// The capabilities that would allow it.
+    /// The capabilities that would allow it; none where it takes a directory of the agent's own, since no capability
+    /// writes to what the unit sees read-only.
     pub capabilities: Vec<String>,
 }
 
@@ -141,7 +142,7 @@ fn lack(host: &Host, need: &Need) -> Option<Lack> {
         Use::KernelLog if closed => &["CAP_SYSLOG"],
         Use::KernelLog => &["CAP_SYSLOG", "CAP_DAC_READ_SEARCH"],
         Use::Read => &["CAP_DAC_READ_SEARCH"],
-        Use::CreateIn => &["CAP_DAC_OVERRIDE"],
+        Use::CreateIn => &[],
     };
     Some(Lack {
         sampler: need.sampler.clone(),

@@ -11,7 +11,7 @@ mod range;
 mod show;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +33,14 @@ use crate::verdict::{self, Health, MEASURES, Topic, Verdict};
 
 /// How long the running agent may take to answer.
 const ASK: Duration = Duration::from_secs(2);
+/// How long its port may take, once it has answered on the socket.
+const KNOCK: Duration = Duration::from_millis(500);
 /// How long looking at the node may take.
 const DETECT: Duration = Duration::from_secs(3);
+/// What a round takes beside its calls: the samplers' first wait, judging, and a margin.
+const AROUND: Duration = Duration::from_millis(1_200);
+/// No call to a datastore has less time, however little there is.
+const LEAST: Duration = Duration::from_millis(300);
 /// How often the sync probe writes in a round of the check's own, and how long it goes on at least.
 const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 const SYNCS: Duration = Duration::from_secs(3);
@@ -117,6 +123,8 @@ pub struct Seen {
     pub status: Status,
     /// Whether the running agent said so.
     pub by_agent: bool,
+    /// Where that agent shows its figures to anybody, such as `localhost:10379`.
+    pub figures: Option<String>,
     /// What else there is to know about how it was found, each a sentence.
     pub notes: Vec<String>,
 }
@@ -128,7 +136,10 @@ pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
     let socket = &config.web.socket;
     if !socket.as_os_str().is_empty() {
         match ask(Agent::Socket(socket), until).await {
-            Ok(status) => return Seen { status, by_agent: true, notes },
+            Ok(status) => {
+                let figures = open_port(config, until).await;
+                return Seen { status, by_agent: true, figures, notes };
+            }
             Err(error @ NoAnswer::NoAgent(_)) => {
                 notes.push(format!("no agent on {}: {error}", socket.display()));
             }
@@ -141,13 +152,16 @@ pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
     }
     let mut status = own_round(config, profile, until).await;
     status.verdicts.extend(silent);
-    Seen { status, by_agent: false, notes }
+    Seen { status, by_agent: false, figures: None, notes }
 }
 
 /// What an agent on another node, or on a port, says; its silence is a finding.
 pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
     match ask(Agent::Port(host, port), until).await {
-        Ok(status) => Seen { status, by_agent: true, notes: Vec::new() },
+        Ok(status) => {
+            let figures = Some(format!("{host}:{port}"));
+            Seen { status, by_agent: true, figures, notes: Vec::new() }
+        }
         Err(error) => {
             let what = format!("the agent on {host}:{port}");
             let health = match error {
@@ -158,7 +172,7 @@ pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
             let verdict = verdict_on_agent(health, &what, error.to_string());
             let mut status = Status::of(&Store::new(Arc::default()), Facts::default(), true);
             status.verdicts = vec![verdict];
-            Seen { status, by_agent: false, notes: Vec::new() }
+            Seen { status, by_agent: false, figures: None, notes: Vec::new() }
         }
     }
 }
@@ -179,6 +193,29 @@ async fn ask(agent: Agent<'_>, until: Instant) -> Result<Status, NoAnswer> {
     }
 }
 
+/// Where the agent of this configuration is to be asked.
+fn port(config: &Config) -> Option<SocketAddr> {
+    let mut port = listen_addresses(config.web.listen_address.first()?).ok()?;
+    if port.ip().is_unspecified() {
+        port.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    Some(port)
+}
+
+/// The agent's port, for a command line, when it answers there without a password or a certificate and its figures are
+/// where the runbooks look for them.
+async fn open_port(config: &Config, until: Instant) -> Option<String> {
+    let port = port(config).filter(|_| config.web.telemetry_path == "/metrics")?;
+    let within = KNOCK.min(until.saturating_duration_since(Instant::now()));
+    let (host, number) = (port.ip().to_string(), port.port());
+    Agent::Port(&host, number).get("/-/healthy", within).await.ok()?;
+    Some(if port.ip() == Ipv4Addr::LOCALHOST {
+        format!("localhost:{number}")
+    } else {
+        port.to_string()
+    })
+}
+
 /// Whether the agent answers at all.
 ///
 /// # Errors
@@ -190,13 +227,9 @@ pub async fn healthy(config: &Config, until: Instant) -> Result<(), String> {
     let by_socket = Agent::Socket(socket).get("/-/healthy", left).await;
     let Err(error) = by_socket else { return Ok(()) };
     // In a container without a writable /run there is no socket; the port says whether it lives.
-    let first = config.web.listen_address.first();
-    let Some(mut port) = first.and_then(|address| listen_addresses(address).ok()) else {
+    let Some(port) = port(config) else {
         return Err(format!("{}: {error}", socket.display()));
     };
-    if port.ip().is_unspecified() {
-        port.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
     match Agent::Port(&port.ip().to_string(), port.port()).get("/-/healthy", left).await {
         // Whoever asks for a password or for TLS is alive.
         Ok(_) | Err(NoAnswer::Other(_)) => Ok(()),
@@ -225,6 +258,13 @@ async fn own_round(config: &Config, profile: Profile, until: Instant) -> Status 
         Ok(Err(error)) => (Facts::default(), Some(error.to_string())),
         Err(_) => (Facts::default(), Some(format!("not done within {within:?}"))),
     };
+    let left = until.saturating_duration_since(Instant::now()).saturating_sub(AROUND) / 2;
+    for name in Topic::Datastore.samplers() {
+        if let Some(Some(options)) = config.samplers.get_mut(*name) {
+            // Local member and peers, one after the other: who does not answer is known in time.
+            options.timeout = options.timeout.min(left.max(LEAST));
+        }
+    }
     let mut scheduler = Scheduler::new(Arc::clone(&store));
     scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts.clone()));
     // A moment for judging and printing.
@@ -240,7 +280,7 @@ async fn own_round(config: &Config, profile: Profile, until: Instant) -> Status 
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let mut status = Status::of(&store, facts, true);
+    let mut status = Status::of(&store, facts, blind.is_none());
     if let Some(error) = blind {
         status.verdicts.push(Verdict::new(
             Topic::Disk,
@@ -339,7 +379,7 @@ mod tests {
     fn seen(verdicts: Vec<Verdict>) -> Seen {
         let mut status = Status::of(&Store::default(), Facts::default(), true);
         status.verdicts = verdicts;
-        Seen { status, by_agent: false, notes: Vec::new() }
+        Seen { status, by_agent: false, figures: None, notes: Vec::new() }
     }
 
     fn sync(value: f64) -> Verdict {

@@ -16,6 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+/// How long a question waits for the child before it, which may have answered and not be gone yet.
+const GRACE: Duration = Duration::from_millis(500);
 /// No question and no answer is longer than this many bytes.
 const MESSAGE_BYTES: u64 = 8 << 20;
 
@@ -55,10 +57,12 @@ impl Slot {
         question: &impl Serialize,
         deadline: Duration,
     ) -> Result<A, ChildError> {
-        let taken = self.0.clone().try_lock_owned().map_err(|_| ChildError::Busy)?;
+        let started = tokio::time::Instant::now();
+        let free = tokio::time::timeout(GRACE.min(deadline), self.0.clone().lock_owned()).await;
+        let taken = free.map_err(|_| ChildError::Busy)?;
         let question = serde_json::to_vec(question).map_err(io::Error::from)?;
         let mut child = command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let talked = tokio::time::timeout(deadline, talk(&mut child, question)).await;
+        let talked = tokio::time::timeout_at(started + deadline, talk(&mut child, question)).await;
         let Ok(answer) = talked else {
             reap(child, taken);
             return Err(ChildError::Timeout(deadline));
@@ -160,4 +164,23 @@ pub fn answer<Q: DeserializeOwned, A: Serialize>(
 pub fn die_with_parent() -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_waits_a_moment_for_the_child_before_it_and_no_longer() {
+        let slot = Slot::default();
+        let ask = || slot.ask::<()>(&["--list"], &(), Duration::from_secs(5));
+        let held = slot.0.clone().lock_owned().await;
+        assert!(matches!(ask().await, Err(ChildError::Busy)), "one that does not come back");
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE / 2).await;
+            drop(held);
+        });
+        let answer = ask().await;
+        assert!(!matches!(answer, Err(ChildError::Busy)), "one that is just going: {answer:?}");
+    }
 }

@@ -10,6 +10,10 @@ use crate::host::{Facts, Host};
 use crate::sampler::Build;
 use crate::samplers;
 
+/// Where the package puts the drop-ins for its unit.
+const DROP_INS: &str =
+    "/usr/share/doc/controlplane-exporter/examples/controlplane-exporter.service.d/";
+
 /// The whole answer, for a terminal.
 pub fn report(config: &Config, facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
     let mut out = String::new();
@@ -121,7 +125,7 @@ fn permissions(facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
     if facts.notes.iter().any(|note| note.contains("permission denied")) {
         wanted.insert("CAP_DAC_READ_SEARCH");
     }
-    if wanted.is_empty() {
+    if wanted.is_empty() && lacks.is_empty() {
         return String::new();
     }
     let mut out = "\nMissing permissions\n".to_owned();
@@ -137,7 +141,16 @@ fn permissions(facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
     if lacks.is_empty() {
         out.push_str("  of detection: see the notes\n");
     }
+    if lacks.iter().any(|lack| lack.capabilities.is_empty()) {
+        out.push_str(&format!(
+            "The sync probe needs a directory of its own on that disk, which the drop-in with-datastore-disk.conf\n\
+             makes for the unit; it is in {DROP_INS}.\n"
+        ));
+    }
     let wanted = wanted.into_iter().collect::<Vec<_>>().join(" ");
+    if wanted.is_empty() && rustix::process::geteuid().is_root() {
+        return out;
+    }
     if rustix::process::geteuid().is_root() {
         out.push_str(&format!(
             "It is root here, but without all its rights. Give its unit, or its container, {wanted}; a pod that\n\
@@ -146,11 +159,14 @@ fn permissions(facts: &Facts, lacks: Result<&[Lack], &str>) -> String {
     } else {
         let program = std::env::current_exe()
             .map_or_else(|_| "controlplane-exporter".to_owned(), |exe| exe.display().to_string());
-        out.push_str(&format!(
-            "Run it as root:\n  sudo {program}\n\
-             or, where a unit runs it as another user, put this into its section [Service]:\n  \
-             AmbientCapabilities={wanted}\n"
-        ));
+        out.push_str(&format!("Run it as root:\n  sudo {program}\n"));
+        if !wanted.is_empty() {
+            // The one alone does not start: the unit's bounding set forbids what it does not name.
+            out.push_str(&format!(
+                "or give its unit the rights with `systemctl edit controlplane-exporter`:\n  [Service]\n  \
+                 CapabilityBoundingSet={wanted}\n  AmbientCapabilities={wanted}\n"
+            ));
+        }
     }
     out
 }

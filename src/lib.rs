@@ -196,30 +196,34 @@ pub async fn run(
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
         let Some(request) = reload else { continue };
-        let web_read = async {
+        // Both files or neither; the web configuration is put in force by its re-read, so it comes last.
+        let both = async {
+            let new = reread(&files, &config, &flags).await.map_err(|error| {
+                tracing::error!(error, "the configuration is wrong; the old one stays");
+                (error, false)
+            })?;
             match &lock {
-                Some(lock) => lock.reread(&store).await,
-                None => Ok(()),
+                Some(lock) => match lock.reread(&store).await {
+                    Ok(()) => Ok(new),
+                    // Its own gauge and its own line say that; our gauge, when it kept a change out.
+                    Err(error) => Err((error, new == config)),
+                },
+                None => Ok(new),
             }
         };
         let read = tokio::select! {
-            read = async { tokio::join!(reread(&files, &config, &flags), web_read) } => read,
+            read = both => read,
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
-        let (read, web_read) = read;
         match read {
             Ok(new) => {
                 tracing::info!("configuration read again");
                 store.statuses().reloaded(true);
                 config = new;
-                match web_read {
-                    Ok(()) => answer = Some(request),
-                    Err(error) => reply(request, Err(error)),
-                }
+                answer = Some(request);
             }
-            Err(error) => {
-                tracing::error!(error, "the configuration is wrong; the old one stays");
-                store.statuses().reloaded(false);
+            Err((error, unchanged)) => {
+                store.statuses().reloaded(unchanged);
                 store.touch();
                 reply(request, Err(error));
             }

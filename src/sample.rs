@@ -326,6 +326,7 @@ pub struct Batch {
     series: Vec<Series>,
     seen: HashSet<(&'static str, Vec<String>)>,
     failures: Vec<SampleError>,
+    remarks: Vec<String>,
     events: Vec<Event>,
     dropped: u64,
 }
@@ -372,6 +373,16 @@ impl Batch {
     /// Records that a part of the run failed; the rest goes on.
     pub fn fail(&mut self, error: SampleError) {
         self.failures.push(error);
+    }
+
+    /// Says for a person what a verdict rests on, such as why a target does not answer. Not kept across a child's pipe.
+    pub fn remark(&mut self, text: impl Into<String>) {
+        self.remarks.push(text.into());
+    }
+
+    /// The remarks.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Records that something happened.
@@ -524,6 +535,10 @@ pub enum SampleError {
     /// A failure that a child reported.
     #[error("{}", .0.text)]
     Wire(WireError),
+    /// The target could not be looked at, through a fault on this side. The batch takes the place of the one before
+    /// all the same, so that no verdict outlives what it was about.
+    #[error("{0}")]
+    Blind(Box<SampleError>),
 }
 
 /// A failure as JSON.
@@ -566,6 +581,7 @@ impl SampleError {
             Self::Wire(wire) => {
                 REASONS.iter().find(|r| **r == wire.reason).copied().unwrap_or("child")
             }
+            Self::Blind(why) => why.reason(),
         }
     }
 

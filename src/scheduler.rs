@@ -182,7 +182,7 @@ impl Run {
             Ok(Outcome { driver, batch, result }) => {
                 let before = statuses.end(self.name, Some(&batch), result.as_ref().err(), false);
                 self.log_change(before, result.as_ref().err());
-                if result.is_ok() {
+                if matches!(result, Ok(()) | Err(SampleError::Blind(_))) {
                     let new = self.store.put(self.name, batch, self.options.interval);
                     // A child has no log of its own.
                     if matches!(driver, Driver::Isolated(_)) {

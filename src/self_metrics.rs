@@ -240,13 +240,10 @@ impl Statuses {
             s.up = Some(reason.is_none());
             if reason.is_none() {
                 s.last_success = Some(SystemTime::now());
-                let parts: Vec<_> = batch
-                    .into_iter()
-                    .flat_map(Batch::failures)
-                    .map(ToString::to_string)
-                    .take(3)
-                    .collect();
-                s.why = parts.join("; ");
+                let failed =
+                    batch.into_iter().flat_map(Batch::failures).map(ToString::to_string).take(3);
+                let remarks = batch.into_iter().flat_map(Batch::remarks).cloned();
+                s.why = remarks.chain(failed).collect::<Vec<_>>().join("; ");
                 s.state = State::Running;
             } else if let Some(error) = error {
                 s.why = error.to_string();

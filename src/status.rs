@@ -9,7 +9,7 @@ use crate::host::Facts;
 use crate::sample::Event;
 use crate::self_metrics::State;
 use crate::store::Store;
-use crate::verdict::{self, Health, Verdict};
+use crate::verdict::{self, Health, Topic, Verdict};
 
 /// The answer of `/api/v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ pub struct Sampler {
 impl Status {
     /// What the store knows now.
     pub fn of(store: &Store, node: Facts, ready: bool) -> Self {
-        let verdicts = verdict::judge(store);
+        let verdicts = verdicts(store, &node, ready);
         let statuses = store.statuses().all();
         let samplers = statuses.into_iter().map(|(name, s)| Sampler {
             name: name.into(),
@@ -81,5 +81,65 @@ impl Status {
             samplers: samplers.collect(),
             events: store.events(),
         }
+    }
+}
+
+/// What is judged here: what the store knows, and that there is nothing of what this agent is for.
+pub fn verdicts(store: &Store, node: &Facts, ready: bool) -> Vec<Verdict> {
+    let mut verdicts = verdict::judge(store);
+    if ready && let Some(nothing) = nothing_found(store, node, &verdicts) {
+        let at = verdicts.partition_point(|v| v.topic <= Topic::Datastore);
+        verdicts.insert(at, nothing);
+    }
+    verdicts
+}
+
+/// A node without any control plane and datastore is not well but unknown: the paths may be others than expected, or
+/// closed to this user. Who switched the sampler off has said that there is none.
+fn nothing_found(store: &Store, node: &Facts, verdicts: &[Verdict]) -> Option<Verdict> {
+    let looks = store.statuses().all().get("etcd").is_some_and(|s| s.state == State::NotApplicable);
+    if !looks
+        || !node.installations.is_empty()
+        || verdicts.iter().any(|verdict| verdict.topic == Topic::Datastore)
+    {
+        return None;
+    }
+    let hidden = node.notes.iter().any(|note| note.contains("permission denied"));
+    let seen = if hidden { ", and not every path may be read by this user" } else { "" };
+    let figure = format!(
+        "none was found{seen}; set host.distribution (k3s, kubeadm, ...), or etcd.endpoints for an etcd alone"
+    );
+    let what = "control plane or datastore of this node";
+    Some(Verdict::new(Topic::Datastore, Health::Unknown, "", what, figure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Distribution, Installation};
+
+    fn judged(state: State, node: &Facts, ready: bool) -> Vec<(Health, String)> {
+        let store = Store::default();
+        store.statuses().rests("etcd", state, "because");
+        let all = verdicts(&store, node, ready);
+        all.into_iter().map(|verdict| (verdict.health, verdict.figure)).collect()
+    }
+
+    #[test]
+    fn a_node_on_which_nothing_was_found_is_unknown_and_told_what_to_configure() {
+        let mut nothing = Facts::default();
+        let said = judged(State::NotApplicable, &nothing, true);
+        assert_eq!((said.len(), said[0].0), (1, Health::Unknown));
+        for key in ["host.distribution", "etcd.endpoints"] {
+            assert!(said[0].1.contains(key), "{said:?}");
+        }
+        assert!(!said[0].1.contains("may be read"), "{said:?}");
+        nothing.notes.push("/a could not be read: permission denied; ...".into());
+        assert!(judged(State::NotApplicable, &nothing, true)[0].1.contains("not every path may"));
+        assert_eq!(judged(State::NotApplicable, &nothing, false), [], "before the first look");
+        assert_eq!(judged(State::Off, &nothing, true), [], "somebody said so");
+        let installations = vec![Installation::new(Distribution::K3s)];
+        let node = Facts { installations, ..Facts::default() };
+        assert_eq!(judged(State::NotApplicable, &node, true), []);
     }
 }

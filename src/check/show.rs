@@ -8,8 +8,10 @@ use crate::runbook;
 use crate::self_metrics::State;
 use crate::verdict::{Health, Measure, Verdict};
 
-/// The first line of a plugin is about this long, so that it fits on a phone's notification.
+/// Bytes to which the first line of a plugin is filled up, so that it fits on a phone's notification.
 const LINE: usize = 100;
+/// No first line is much longer, whatever its first finding says; `-v` says all of it.
+const LONGEST: usize = 150;
 
 /// For a monitoring system: one line with performance data; more lines with a `verbosity` of 1 (what
 /// is wrong), 2 (everything) or 3 (and how it was found).
@@ -30,7 +32,7 @@ pub fn nagios(seen: &Seen, profile: Profile, verbosity: u8) -> String {
                 break;
             }
             line.push_str(if said > 0 { "; " } else { "" });
-            line.push_str(&text);
+            line.push_str(&cut(&text, LONGEST.saturating_sub(line.len())));
             said += 1;
         }
         if said < wrong.len() {
@@ -151,11 +153,16 @@ pub fn text(seen: &Seen, profile: Profile, verbosity: u8) -> String {
         out.push_str(".\n");
         return out;
     }
+    let page = format!("{}{}.md", runbook::URL, begin.alert);
+    let Some(commands) = runbook::first_commands(&begin.alert, seen.figures.as_deref()) else {
+        out.push_str(&format!(": {page}\n"));
+        return out;
+    };
     out.push_str(":\n\n");
-    for line in runbook::first_command(&begin.alert).unwrap_or_default().lines() {
+    for line in commands.lines() {
         out.push_str(&format!("  {line}\n"));
     }
-    out.push_str(&format!("\nThen go on with {}{}.md\n", runbook::URL, begin.alert));
+    out.push_str(&format!("\nThen go on with {page}\n"));
     out
 }
 
@@ -174,6 +181,21 @@ fn phrase(verdict: &Verdict) -> String {
     } else {
         format!("{}: {}", verdict.what, verdict.figure)
     }
+}
+
+/// At most `most` bytes of this, after a whole word if one ends in the second half.
+fn cut(text: &str, most: usize) -> String {
+    const MORE: &str = "...";
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most.saturating_sub(MORE.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let words = text[..end].rfind(' ').filter(|space| *space > end / 2);
+    let kept = text[..words.unwrap_or(end)].trim_end_matches([' ', ',', ';', ':']);
+    format!("{kept}{MORE}")
 }
 
 fn limit(verdict: &Verdict) -> String {
@@ -309,7 +331,8 @@ mod tests {
         let mut status = Status::of(&Store::default(), Facts::default(), true);
         status.health = verdict::worst(&verdicts);
         status.verdicts = verdicts;
-        Seen { status, by_agent: true, notes: Vec::new() }
+        let figures = Some("localhost:10379".to_owned());
+        Seen { status, by_agent: true, figures, notes: Vec::new() }
     }
 
     fn first_line(verdicts: Vec<Verdict>) -> String {
@@ -341,6 +364,30 @@ mod tests {
         });
         let line = first_line(many.collect());
         assert!(line.len() < 130 && line.ends_with("; 7 more\n"), "{line}");
+    }
+
+    #[test]
+    fn a_long_finding_is_cut_after_a_word_and_said_in_full_when_asked() {
+        let why = "no permission: /var/lib/rancher/k3s/server/tls/etcd/client.key: Permission denied (os error 13) \
+                   (key_file); it takes root or CAP_DAC_READ_SEARCH, and `controlplane-exporter inspect` says how";
+        let found = || {
+            vec![
+                verdict(Topic::Samplers, Health::Unknown, "etcd", why),
+                verdict(Topic::Samplers, Health::Unknown, "registry_keys", why),
+            ]
+        };
+        assert_eq!(
+            first_line(found()),
+            "CONTROLPLANE UNKNOWN: etcd: no permission: /var/lib/rancher/k3s/server/tls/etcd/client.key: Permission \
+             denied (os error 13) (key_file); it takes...; 1 more\n"
+        );
+        assert!(
+            nagios(&seen(found()), Profile::All, 1).contains(&format!("registry_keys: {why}\n"))
+        );
+        // Without a space, and in letters of two bytes.
+        assert_eq!(cut(&"é".repeat(10), 9), "ééé...");
+        assert_eq!(cut("short", 5), "short");
+        assert_eq!(cut("no room", 0), "...");
     }
 
     #[test]
@@ -392,6 +439,25 @@ mod tests {
         assert!(text.contains("  for i in 1 2 3 4; do curl"), "{text}");
         assert!(text.contains("ControlPlaneDiskSyncStuck.md"));
         assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");
+    }
+
+    #[test]
+    fn without_an_agents_open_port_no_command_asks_it() {
+        let show = |alert: &'static str, figures: Option<&str>| {
+            let wrong = Verdict::new(Topic::Datastore, Health::Critical, alert, "etcd member", "x");
+            let figures = figures.map(str::to_owned);
+            text(&Seen { figures, ..seen(vec![wrong]) }, Profile::All, 0)
+        };
+        let alone = show("ControlPlaneEtcdMemberDown", None);
+        assert!(!alone.contains("localhost:10379"), "{alone}");
+        assert!(alone.contains("\n  controlplane-exporter inspect"), "{alone}");
+        let other = show("ControlPlaneEtcdMemberDown", Some("localhost:9999"));
+        assert!(other.contains("curl -s localhost:9999/metrics"), "{other}");
+        let none = show("ControlPlaneEtcdTwoVoters", None);
+        assert!(
+            none.ends_with("ControlPlaneEtcdTwoVoters.md\n") && !none.contains("Then"),
+            "{none}"
+        );
     }
 
     #[test]

@@ -100,6 +100,10 @@ impl Problem {
     pub fn to_error(&self) -> SampleError {
         let what = format!("{} ({})", self.what, self.key);
         match self.kind {
+            Some(io::ErrorKind::PermissionDenied) => SampleError::Permission(format!(
+                "{}: {what}; it takes root or CAP_DAC_READ_SEARCH, and `controlplane-exporter inspect` says how",
+                self.path.display()
+            )),
             Some(kind) => SampleError::read(&self.path, io::Error::new(kind, what)),
             None => SampleError::parse(&self.path, what),
         }

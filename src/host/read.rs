@@ -107,9 +107,9 @@ impl<'a> Probe<'a> {
         let path = path.display();
         if error.kind() == ErrorKind::PermissionDenied {
             self.note(format!(
-                "{path} could not be {what}: permission denied; run the agent as root, or give \
-                 it CAP_DAC_READ_SEARCH with `systemctl edit controlplane-exporter` \
-                 ([Service] AmbientCapabilities=CAP_DAC_READ_SEARCH)"
+                "{path} could not be {what}: permission denied; run the agent as root, or give it \
+                 CAP_DAC_READ_SEARCH, as its shipped unit has it, with `systemctl edit controlplane-exporter` \
+                 ([Service] CapabilityBoundingSet=CAP_DAC_READ_SEARCH and AmbientCapabilities=CAP_DAC_READ_SEARCH)"
             ));
         } else {
             self.note(format!("{path} could not be {what}: {error}"));
@@ -223,6 +223,10 @@ mod tests {
         );
         assert!(notes[0].starts_with("/a could not be read: permission denied; "), "{notes:?}");
         assert!(notes[0].contains("systemctl edit controlplane-exporter"), "{notes:?}");
+        // A unit whose bounding set lacks an ambient capability does not start.
+        for key in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+            assert!(notes[0].contains(&format!("{key}=CAP_DAC_READ_SEARCH")), "{notes:?}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! `etcd_up` is 1 when the local member answered any call, if only to refuse it: during a
 //! defragmentation status and reads hang while the member list is answered. What hangs costs one
 //! `timeout`. A member that does not answer is a verdict, not an error of the sampler; the member
-//! list is remembered. TLS files that cannot be used are both: reason `tls_config`, and a failed
-//! part of the run that names the file.
+//! list is remembered. TLS files that cannot be used say nothing about the member: while nothing else
+//! failed there is no `etcd_up`, and the run fails with the file's name and the reason `tls_config`.
 
 mod alarms;
 mod compaction;
@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Access, Address, Answer, Client, Failure, Settings, TlsFiles, covers};
+use crate::etcd::{Access, Address, Answer, Client, Failure, Reason, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError};
@@ -181,6 +181,18 @@ impl Local {
         one(requests, list, &self.members);
     }
 
+    /// Whether nothing was learnt because our own TLS files cannot be used.
+    fn blind(&self) -> bool {
+        [
+            self.status.reason(),
+            self.members.reason(),
+            self.serializable.reason(),
+            self.linearizable.reason(),
+        ]
+        .iter()
+        .all(|reason| *reason == Some(Reason::TlsConfig))
+    }
+
     /// The id of the member that answered.
     fn member_id(&self) -> Option<u64> {
         let status = self.status.answer.as_ref().ok().and_then(StatusResponse::header);
@@ -193,7 +205,10 @@ impl Local {
     fn why(&self) -> String {
         match &self.members.answer {
             Ok(_) => String::new(),
-            Err(failure) => format!("{} ({})", failure.text, failure.reason.as_str()),
+            Err(failure) => {
+                let text = failure.text.split(" (os error").next().unwrap_or_default();
+                format!("{text} ({})", failure.reason.as_str())
+            }
         }
     }
 
@@ -349,6 +364,7 @@ impl AsyncSampler for Etcd {
         let chosen = self.choose(&answers);
         let local = &answers[chosen];
         let up = local.up();
+        let blind = answers.iter().all(Local::blind);
         if up {
             self.current = Some(chosen);
             self.own = local.member_id().or(self.own);
@@ -363,8 +379,13 @@ impl AsyncSampler for Etcd {
         }
 
         local.count(&mut self.requests);
-        out.push(&UP, [], up);
-        self.history.up(up, &local.why(), out);
+        if !blind {
+            out.push(&UP, [], up);
+            self.history.up(up, &local.why(), out);
+        }
+        if !blind && !up {
+            out.remark(local.why());
+        }
         self.export_status(local, out);
         out.push(&LEADER_CHANGES, [], self.history.leader_changes());
         self.requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
@@ -376,12 +397,15 @@ impl AsyncSampler for Etcd {
             let listed = |(id, _): &(u64, _)| roster.find(*id).is_some();
             let seen: Vec<_> = seen.into_iter().flatten().filter(listed).collect();
             peers::export(&seen, out);
-            if let Some(voters) = peers::voters_reachable(roster, self.own, up, &seen) {
+            let voters = peers::voters_reachable(roster, self.own, up, &seen);
+            if let Some(voters) = voters.filter(|_| !blind) {
                 out.push(&VOTERS_REACHABLE, [], voters);
             }
         }
-        if let Some(problem) = self.tls.check().await {
-            out.fail(problem.to_error());
+        match self.tls.check().await.map(|problem| problem.to_error()) {
+            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
+            Some(error) => out.fail(error),
+            None => {}
         }
         Ok(())
     }
@@ -610,6 +634,28 @@ mod tests {
         assert_eq!(run(&other).await.value(&UP, []), Some(0.0), "some other server");
         let garbage = fake::serve(|_, _| Ok(vec![0xff; 64])).await;
         assert_eq!(run(&garbage).await.value(&UP, []), Some(0.0), "no protobuf");
+    }
+
+    #[tokio::test]
+    async fn tls_files_that_cannot_be_used_are_no_verdict_about_the_member() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let settings = Settings { endpoints: vec![url], ..Settings::default() };
+        let access = settings.access(None, &Host::at("/")).unwrap().unwrap();
+        let mut etcd = Etcd::new(&access, None, None, Duration::from_secs(2));
+        let mut out = Batch::default();
+        let error = etcd.sample(&mut out).await.unwrap_err();
+        assert!(matches!(error, SampleError::Blind(_)), "{error}");
+        assert_eq!(error.reason(), "not_found", "{error}");
+        assert_eq!((out.series(&UP), out.take_events().len()), (0, 0));
+        let failed = ["member_list", "tls_config"];
+        assert_eq!(out.value(&metrics::REQUEST_FAILURES, failed), Some(1.0));
+        // Nobody listens: that is one, whatever the files hold.
+        drop(listener);
+        let mut etcd = Etcd::new(&access, None, None, Duration::from_secs(2));
+        etcd.sample(&mut out).await.unwrap();
+        assert_eq!(out.value(&UP, []), Some(0.0));
+        assert_eq!(out.remarks(), ["connecting: Connection refused (refused)"]);
     }
 
     #[test]

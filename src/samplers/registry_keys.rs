@@ -8,7 +8,8 @@
 //! after 500 times as long as its last count took.
 //!
 //! A prefix that fails hides no other; its count is absent, and the time of its last success stays.
-//! When the server as a whole does not answer, the rest of the run is given up after one time-out.
+//! When the server as a whole does not answer, the rest of the run is given up after one time-out; when our own TLS
+//! files cannot be used the run fails with the file's name.
 
 mod count;
 mod ranges;
@@ -284,7 +285,7 @@ impl AsyncSampler for RegistryKeys {
         let due = self.due();
         let rounds = u32::try_from(due.len()).unwrap_or(1).max(1);
         let pace = if self.warm { self.interval / 2 / rounds } else { Duration::ZERO };
-        let mut down = false;
+        let (mut down, mut blind) = (false, false);
         for (turn, i) in (0..).zip(due) {
             let start = self.busy_until.unwrap_or(started).max(started + pace * turn);
             // Slow counts must not make the run pass its deadline; who was not asked comes first next.
@@ -295,6 +296,11 @@ impl AsyncSampler for RegistryKeys {
             tokio::time::sleep_until(start.into()).await;
             let Err(failure) = self.count(i).await else { continue };
             self.resources[i].keys = None;
+            if failure.reason == Reason::TlsConfig {
+                // Our own files: that says nothing about the server.
+                (down, blind) = (true, true);
+                break;
+            }
             let what = format!("counting {}", self.resources[i].prefix);
             out.fail(self.error(&what, &failure));
             let slow = failure.reason == Reason::Timeout && self.lives().await;
@@ -322,8 +328,10 @@ impl AsyncSampler for RegistryKeys {
                 out.push(&SUCCESS, [&resource.name], when);
             }
         }
-        if let Some(problem) = self.tls.check().await {
-            out.fail(problem.to_error());
+        match self.tls.check().await.map(|problem| problem.to_error()) {
+            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
+            Some(error) => out.fail(error),
+            None => {}
         }
         Ok(())
     }
@@ -357,6 +365,21 @@ mod tests {
         assert!(prefixes(own(&[("", "/x/")])).is_err());
         let many = (0..100).map(|i| (format!("r{i}"), "/x/".to_owned())).collect();
         assert_eq!(prefixes(many).unwrap_err().key, "prefixes");
+    }
+
+    #[tokio::test]
+    async fn tls_files_that_cannot_be_used_are_the_agents_fault_and_not_the_servers() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let settings = Settings { endpoints: vec![url], ..Settings::default() };
+        let access = settings.access(None, &Host::at("/")).unwrap().unwrap();
+        let second = Duration::from_secs(1);
+        let prefixes = prefixes(BTreeMap::new()).unwrap();
+        let mut sampler = RegistryKeys::new(&access, prefixes, 60 * second, second);
+        let mut out = Batch::default();
+        let error = sampler.sample(&mut out).await.unwrap_err();
+        assert!(matches!(error, SampleError::Blind(_)), "{error}");
+        assert_eq!((error.reason(), out.reasons()), ("not_found", vec![]), "{error}");
     }
 
     #[test]

@@ -165,6 +165,15 @@ impl<'a> Court<'a> {
         }
     }
 
+    /// That the target of this sampler does not answer, and why.
+    pub(super) fn silence(&self, sampler: &str) -> String {
+        let statuses = self.store.statuses().all();
+        match statuses.get(sampler).map(|status| status.why.as_str()) {
+            Some(why) if !why.is_empty() => format!("does not answer: {why}"),
+            _ => "does not answer".to_owned(),
+        }
+    }
+
     pub(super) fn runs(&self, sampler: &str) -> bool {
         let statuses = self.store.statuses().all();
         statuses.get(sampler).is_some_and(|s| s.state == State::Running && s.last_success.is_some())

@@ -352,7 +352,7 @@ impl Court<'_> {
                 down(voters, quorum.as_ref()),
                 "ControlPlaneEtcdMemberDown",
                 "etcd member",
-                "does not answer".into(),
+                self.silence("etcd"),
             );
         } else {
             self.member();
@@ -711,6 +711,18 @@ pub(super) mod tests {
         batch.push(&KEYS, ["orphans.longhorn.io"], 120_000.0);
         store.put("registry_keys", batch, MINUTE);
         assert!(about(&store, "orphans").0 > Health::Ok);
+    }
+
+    #[test]
+    fn a_member_that_is_down_is_told_with_the_reason() {
+        let (store, mut batch) = (store(), Batch::default());
+        batch.push(&UP, [], 0.0);
+        batch.remark("connecting: Connection refused (refused)");
+        store.statuses().end("etcd", Some(&batch), None, false);
+        store.put("etcd", batch, MINUTE);
+        let (health, figure, _) = about(&store, "etcd member");
+        assert_eq!(health, Health::Critical);
+        assert_eq!(figure, "does not answer: connecting: Connection refused (refused)");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod body;
 mod config;
 pub mod exposition;
+mod guests;
 pub mod lock;
 mod password;
 mod patience;
@@ -36,6 +37,7 @@ use crate::host::Facts;
 use crate::store::Store;
 use body::Held;
 use exposition::{Format, Negotiated};
+use guests::{Guest, Guests};
 use lock::Lock;
 use patience::Patience;
 pub use port::Port;
@@ -43,11 +45,12 @@ use socket::Socket;
 
 /// A client that connects or begins a request, and has not sent all its headers by then, is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection without a request is closed after this; scrape intervals of minutes reuse theirs.
+/// A connection without a request is closed after this, or when its place is wanted; scrape intervals of minutes reuse
+/// theirs.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 /// No request takes longer, and no client longer to take a part of its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// No more clients at a time.
+/// No more clients at a time; for one more the one goes that has been idle longest.
 const CONNECTIONS: usize = 512;
 /// No request has longer headers: with the most clients these are 32 MiB.
 const HEADER_BYTES: usize = 64 << 10;
@@ -274,7 +277,7 @@ impl Door for Socket {
 
 /// Serves the pages at `door` until `stop` turns true, then lets open requests end for a second.
 pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let guests = Guests::new(CONNECTIONS);
     let router = router.layer(axum::middleware::from_fn(bounded));
     loop {
         let accepted = tokio::select! {
@@ -290,7 +293,7 @@ pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<b
                 continue;
             }
         };
-        let Ok(room) = Arc::clone(&room).try_acquire_owned() else {
+        let Some(guest) = guests.admit().await else {
             // Closing at once is the plainest way to say that there are too many.
             drop(stream);
             continue;
@@ -299,30 +302,42 @@ pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<b
         let (router, stop) = (router.clone(), stop.clone());
         tokio::spawn(async move {
             let served = async {
+                let client = tokio::select! {
+                    client = welcomed => client,
+                    () = guest.wanted() => return,
+                };
                 // A client that goes away, or speaks something else, is nobody's news.
-                match welcomed.await {
-                    Ok(client) if client.http2 => serve_http2(client.wire, router, stop).await,
-                    Ok(client) => serve_http1(client.wire, router, stop).await,
+                match client {
+                    Ok(client) if client.http2 => {
+                        serve_http2(client.wire, router, &guest, stop).await;
+                    }
+                    Ok(client) => serve_http1(client.wire, router, &guest, stop).await,
                     Err(error) => tracing::debug!(%error, "a client was not let in"),
                 }
             };
             if tokio::time::timeout(D::STAY, served).await.is_err() {
                 tracing::debug!("a client has stayed too long");
             }
-            drop(room);
         });
     }
     // Idle connections close at once; answers on their way get a moment.
-    let all = room.acquire_many(u32::try_from(CONNECTIONS).unwrap_or(u32::MAX));
-    drop(tokio::time::timeout(DRAIN, all).await);
+    drop(tokio::time::timeout(DRAIN, guests.gone()).await);
 }
 
-async fn serve_http1(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<bool>) {
+async fn serve_http1(
+    wire: Box<dyn Wire>,
+    router: Router,
+    guest: &Arc<Guest>,
+    stop: watch::Receiver<bool>,
+) {
     let (stream, begun) = Patience::new(wire, HEADER_TIMEOUT);
     let pages = TowerToHyperService::new(router);
+    let asking = Arc::clone(guest);
     let service = service_fn(move |request| {
         begun.done();
-        pages.call(request)
+        let under_way = asking.begin();
+        let answer = pages.call(request);
+        async move { answer.await.map(|answer| answer.map(|body| Held::new(body, under_way))) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -336,6 +351,14 @@ async fn serve_http1(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = guest.wanted() => {
+            if !guest.is_busy() {
+                return;
+            }
+            // A request has come in just now.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
@@ -343,11 +366,17 @@ async fn serve_http1(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<
 }
 
 /// Here a connection carries several requests and talks between them, so it is the requests that are watched.
-async fn serve_http2(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<bool>) {
+async fn serve_http2(
+    wire: Box<dyn Wire>,
+    router: Router,
+    guest: &Arc<Guest>,
+    stop: watch::Receiver<bool>,
+) {
     let pages = TowerToHyperService::new(router);
     let (busy, seen) = patience::busy();
+    let asking = Arc::clone(guest);
     let service = service_fn(move |request| {
-        let begun = busy.begin();
+        let begun = (busy.begin(), asking.begin());
         let answer = pages.call(request);
         async move { answer.await.map(|answer| answer.map(|body| Held::new(body, begun))) }
     });
@@ -363,6 +392,13 @@ async fn serve_http2(wire: Box<dyn Wire>, router: Router, stop: watch::Receiver<
             connection.as_mut().graceful_shutdown();
             // Whoever does not take the news is cut off.
             tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+        () = guest.wanted() => {
+            if !guest.is_busy() {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
         () = stopped(stop) => {
             connection.as_mut().graceful_shutdown();

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,13 +21,25 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// Whether a request has begun and is not with the router yet.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Begun(Arc<AtomicBool>);
+#[derive(Debug, Clone)]
+pub(super) struct Begun(Arc<AtomicU8>);
+
+/// Nothing has come since the last complete request.
+const IDLE: u8 = 0;
+/// A request has begun.
+const BEGUN: u8 = 1;
+/// The same, and what has come ends with the end of headers.
+const WHOLE: u8 = 2;
+/// The one before is complete, and with it came the beginning of another.
+const ANOTHER: u8 = 3;
 
 impl Begun {
-    /// The request is complete.
+    /// A request is complete.
     pub(super) fn done(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        // Only the last of several that came together ends where the bytes do. A body behind the headers counts as
+        // another request: no page takes one, and it only shortens the time that the connection may be idle.
+        let all = matches!(self.0.load(Ordering::Relaxed), WHOLE | IDLE);
+        self.0.store(if all { IDLE } else { ANOTHER }, Ordering::Relaxed);
     }
 }
 
@@ -38,14 +50,29 @@ pub(super) struct Patience<S> {
     begun: Begun,
     limit: Duration,
     deadline: Pin<Box<Sleep>>,
+    /// The last bytes that came.
+    last: [u8; 4],
 }
 
 impl<S> Patience<S> {
     /// The first request has begun with the connection.
     pub(super) fn new(stream: S, limit: Duration) -> (Self, Begun) {
-        let begun = Begun(Arc::new(AtomicBool::new(true)));
+        let begun = Begun(Arc::new(AtomicU8::new(BEGUN)));
         let deadline = Box::pin(sleep(limit));
-        (Self { stream, begun: begun.clone(), limit, deadline }, begun)
+        (Self { stream, begun: begun.clone(), limit, deadline, last: [0; 4] }, begun)
+    }
+
+    /// Bytes have come.
+    fn came(&mut self, bytes: &[u8]) {
+        for byte in &bytes[bytes.len().saturating_sub(4)..] {
+            self.last.rotate_left(1);
+            self.last[3] = *byte;
+        }
+        let whole = self.last == *b"\r\n\r\n" || self.last.ends_with(b"\n\n");
+        let was = self.begun.0.swap(if whole { WHOLE } else { BEGUN }, Ordering::Relaxed);
+        if was == IDLE || was == ANOTHER {
+            self.deadline.as_mut().reset(Instant::now() + self.limit);
+        }
     }
 }
 
@@ -56,13 +83,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patience<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        let begun = &this.begun.0;
         if read.is_ready() {
-            if !begun.swap(true, Ordering::Relaxed) {
-                this.deadline.as_mut().reset(Instant::now() + this.limit);
-            }
-        } else if begun.load(Ordering::Relaxed) && this.deadline.as_mut().poll(cx).is_ready() {
+            this.came(&buffer.filled()[before..]);
+            return read;
+        }
+        let begun = &this.begun.0;
+        let other =
+            begun.compare_exchange(ANOTHER, BEGUN, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if other {
+            this.deadline.as_mut().reset(Instant::now() + this.limit);
+        }
+        if begun.load(Ordering::Relaxed) != IDLE && this.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read
@@ -161,14 +194,41 @@ mod tests {
     use super::*;
 
     const FIRST: Duration = Duration::from_secs(10);
-    const IDLE: Duration = Duration::from_mins(5);
+    const IDLE_LONG: Duration = Duration::from_mins(5);
     const LONGEST: Duration = Duration::from_secs(40);
+
+    /// Seconds until the stream gives up, after these bytes came and `complete` of the requests in them were seen.
+    async fn gives_up_after(bytes: &[u8], complete: usize) -> Option<u64> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut client, server) = tokio::io::duplex(1000);
+        let (mut stream, begun) = Patience::new(server, FIRST);
+        client.write_all(bytes).await.unwrap();
+        sleep(Duration::from_secs(7)).await;
+        let mut buffer = [0; 1000];
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), bytes.len());
+        (0..complete).for_each(|_| begun.done());
+        let started = Instant::now();
+        let more = timeout(IDLE_LONG, stream.read(&mut buffer)).await.ok()?;
+        assert_eq!(more.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        Some(started.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_that_came_with_a_whole_one_has_begun() {
+        let whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".as_slice();
+        let half = &whole[..20];
+        assert_eq!(gives_up_after(whole, 1).await, None, "it is idle");
+        assert_eq!(gives_up_after(&[whole, whole].concat(), 2).await, None);
+        assert_eq!(gives_up_after(&[whole, half].concat(), 1).await, Some(10));
+        assert_eq!(gives_up_after(half, 0).await, Some(3));
+        assert_eq!(gives_up_after(b"GET / HTTP/1.1\nHost: x\n\n", 1).await, None);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_when_no_request_begins_or_one_does_not_end() {
         let started = Instant::now();
         let (busy, seen) = busy();
-        let watched = tokio::spawn(seen.enough(FIRST, IDLE, LONGEST));
+        let watched = tokio::spawn(seen.enough(FIRST, IDLE_LONG, LONGEST));
         sleep(Duration::from_secs(9)).await;
         drop(busy.begin());
         sleep(Duration::from_secs(299)).await;
@@ -183,7 +243,7 @@ mod tests {
     async fn a_connection_without_a_request_ends_soon() {
         let started = Instant::now();
         let (_busy, seen) = busy();
-        seen.enough(FIRST, IDLE, LONGEST).await;
+        seen.enough(FIRST, IDLE_LONG, LONGEST).await;
         assert_eq!(started.elapsed().as_secs(), FIRST.as_secs());
     }
 }

@@ -10,7 +10,7 @@ use super::App;
 use crate::runbook;
 use crate::samplers;
 use crate::self_metrics::State;
-use crate::status::Status;
+use crate::status::{self, Status};
 use crate::verdict::{self, Health, Topic, Verdict};
 
 /// `/api/v1/status`.
@@ -50,7 +50,7 @@ pub(super) async fn page(
     extract::RawQuery(query): extract::RawQuery,
 ) -> Html<String> {
     let facts = app.facts.borrow().clone();
-    let verdicts = verdict::judge(&app.store);
+    let verdicts = status::verdicts(&app.store, &facts, app.is_ready());
     let host = escape(if facts.hostname.is_empty() { "this node" } else { &facts.hostname });
     let overall = overall(&verdicts, app.is_ready());
     let notes: String = facts.notes.iter().map(|n| format!("<li>{}\n", escape(n))).collect();

@@ -138,9 +138,58 @@ fn an_etcd_that_hangs_is_critical_within_the_deadline() {
     let said = check(&["--profile=etcd", "-t", "3", "--config.file", file.to_str().unwrap()]);
     cluster.cont(0);
     assert!(said.took < 4 * SECOND, "{said:?}");
-    // The call is still waiting, so nothing is known yet; that is no good news either.
-    assert_eq!(said.code, 3, "{said:?}");
-    assert!(said.first_line().contains("etcd: has not answered yet"), "{said:?}");
+    assert_eq!(said.code, 2, "{said:?}");
+    let expected = "CONTROLPLANE ETCD CRITICAL: etcd member: does not answer: no answer within ";
+    assert!(said.first_line().starts_with(expected), "{said:?}");
+}
+
+#[test]
+fn an_etcd_that_hangs_is_critical_with_the_defaults_whoever_looks() {
+    let _lab = lab::together();
+    let cluster = plain_etcd();
+    let section = format!("etcd: {{endpoints: ['{}']}}\n", cluster.client_url(0));
+    let folder = temp_dir("check");
+    let agent = Agent::start(&section);
+    agent.wait_value("controlplane_etcd_up", &[], 1.0, 10 * SECOND);
+    let asking = config_file(folder.path(), &agent.socket(), &section);
+    let alone = temp_dir("check");
+    let own = config_file(alone.path(), &alone.path().join("none"), &section);
+    cluster.stop(0);
+    // The agent knows after its interval and one time-out.
+    agent.wait_value("controlplane_etcd_up", &[], 0.0, 25 * SECOND);
+    let said = [&asking, &own]
+        .map(|file| check(&["--profile=etcd", "--config.file", file.to_str().unwrap()]));
+    cluster.cont(0);
+    for said in said {
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(
+            said.first_line().contains("etcd member: does not answer: no answer within"),
+            "{said:?}"
+        );
+        assert!(said.took < 10 * SECOND, "{said:?}");
+    }
+}
+
+#[test]
+fn a_node_on_which_nothing_is_found_is_not_well() {
+    let _lab = lab::together();
+    let folder = temp_dir("check");
+    let file = config_file(folder.path(), &folder.path().join("none"), "");
+    let empty = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host/empty");
+    let look = |profile: &str| {
+        let rootfs = format!("--path.rootfs={}", empty.display());
+        let profile = format!("--profile={profile}");
+        check(&[&profile, &rootfs, "-v", "--config.file", file.to_str().unwrap()])
+    };
+    let said = look("all");
+    assert_ne!(said.code, 0, "{said:?}");
+    let what =
+        "UNKNOWN: control plane or datastore of this node: none was found; set host.distribution";
+    assert!(said.text.contains(what) && said.text.contains("etcd.endpoints"), "{said:?}");
+    let said = look("etcd");
+    assert!(said.code == 3 && said.text.contains(what), "{said:?}");
+    let said = look("kernel");
+    assert!(!said.text.contains("host.distribution"), "{said:?}");
 }
 
 #[test]
@@ -148,6 +197,8 @@ fn a_disk_that_hangs_is_found_by_the_agent_and_by_a_check_alone() {
     let _lab = lab::alone();
     lab::need_root("a loop device");
     let disk = SlowDisk::sized(Kind::Ext4, 64 << 20);
+    // The user of the monitoring system may write there as well.
+    fs::set_permissions(disk.mount().path(), fs::Permissions::from_mode(0o777)).unwrap();
     let section = format!(
         "fdatasync: {{paths: [{}], interval: 200ms}}\nfilesystem: {{enabled: false}}\n",
         disk.mount().path().display()
@@ -166,7 +217,9 @@ fn a_disk_that_hangs_is_found_by_the_agent_and_by_a_check_alone() {
     let asking = config_file(folder.path(), &socket, &section);
     let nrpe = Nrpe::start(folder.path(), &plugin, &asking);
     let alone = temp_dir("check");
+    fs::set_permissions(alone.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let own = config_file(alone.path(), &alone.path().join("none"), &section);
+    let nrpe_alone = Nrpe::start(alone.path(), &plugin, &own);
     let [asking, own] = [&asking, &own].map(|file| file.to_str().unwrap().to_owned());
 
     let well = check(&["--profile=disk", "--config.file", &own]);
@@ -179,8 +232,11 @@ fn a_disk_that_hangs_is_found_by_the_agent_and_by_a_check_alone() {
     });
     let seen = check(&["--profile=disk", "-v", "--config.file", &asking]);
     let (code, through_nrpe) = nrpe.ask("check_controlplane_disk");
+    let (code_alone, alone_through_nrpe) = nrpe_alone.ask("check_controlplane_disk");
     let lonely = check(&["--profile=disk", "-v", "--config.file", &own]);
     disk.release();
+    assert!(code_alone == 1 || code_alone == 2, "{alone_through_nrpe}");
+    assert!(alone_through_nrpe.contains("p90 of 15 minutes: at least"), "{alone_through_nrpe}");
     assert!(code == 1 || code == 2, "{through_nrpe}");
     assert!(through_nrpe.contains("sync in flight in"), "{through_nrpe}");
     for said in [&seen, &lonely] {
@@ -287,6 +343,12 @@ fn a_password_on_the_port_does_not_lock_the_check_out() {
     assert_eq!(said.code, 3, "{said:?}");
     assert!(said.first_line().contains("answers 401 Unauthorized"), "{said:?}");
     let listen = format!("--web.listen-address={}", agent.address());
+    // What a person is shown does not ask the port that would not answer.
+    let full =
+        ["--profile=space", "--format=text", "-c", "space_left=101:", &listen, "--config.file"];
+    let said = check(&[&full[..], &[file.to_str().unwrap()]].concat());
+    assert!(said.code == 2 && said.text.contains("as the running agent sees it"), "{said:?}");
+    assert!(!said.text.contains("curl -s"), "{said:?}");
     let none = config_file(folder.path(), &folder.path().join("none"), "");
     let said = check(&["--self", &listen, "--config.file", none.to_str().unwrap()]);
     assert_eq!(said.code, 0, "who asks for a password is alive: {said:?}");
@@ -486,9 +548,43 @@ fn nrpe_passes_the_result_on_with_the_shipped_commands() {
     assert!(text.starts_with("CONTROLPLANE ETCD CRITICAL: etcd member: does not answer"), "{text}");
 
     drop(agent);
-    // Without the agent, and with the rights of nagios only, it still answers in time.
-    let (code, text) = nrpe.ask("check_controlplane");
-    assert!(text.starts_with("CONTROLPLANE ") && (0..=3).contains(&code), "{code} {text}");
+    // Without the agent, and with the rights of nagios only, it still answers in time, and nothing is well that it may
+    // not look at.
+    let (code, text) = nrpe.ask("check_controlplane_kernel");
+    assert_eq!(code, 3, "{text}");
+    assert!(text.starts_with("CONTROLPLANE KERNEL UNKNOWN: kernel: no permission: "), "{text}");
+}
+
+#[test]
+fn a_key_that_nagios_may_not_read_is_unknown_with_its_path_and_says_nothing_against_etcd() {
+    let _lab = lab::together();
+    lab::need_root("nrpe, which changes to the user nagios");
+    let cluster = Cluster::start(Etcd::V35, 1);
+    let folder = temp_dir("check");
+    let plugin = plugin(folder.path());
+    let file = |name: &str, from: &Path, mode: u32| {
+        let to = folder.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
+        to.display().to_string()
+    };
+    let pki = &cluster.pki;
+    let section = format!(
+        "etcd: {{endpoints: ['{}'], ca_file: {}, cert_file: {}, key_file: {}}}\n",
+        cluster.client_url(0),
+        file("ca.crt", &pki.ca, 0o644),
+        file("client.crt", &pki.client.cert, 0o644),
+        file("client.key", &pki.client.key, 0o600),
+    );
+    let config = config_file(folder.path(), &folder.path().join("none"), &section);
+    let root = check(&["--profile=etcd", "--config.file", config.to_str().unwrap()]);
+    assert_eq!(root.code, 0, "{root:?}");
+    let nrpe = Nrpe::start(folder.path(), &plugin, &config);
+    let (code, text) = nrpe.ask("check_controlplane_etcd");
+    assert_eq!(code, 3, "{text}");
+    assert!(text.starts_with("CONTROLPLANE ETCD UNKNOWN: etcd: no permission: /"), "{text}");
+    assert!(text.contains("client.key: ") && !text.contains("does not answer"), "{text}");
+    assert!(text.lines().next().unwrap().len() < 170, "{text}");
 }
 
 #[test]
@@ -542,5 +638,7 @@ fn on_a_terminal_it_is_in_colour_and_says_where_it_begins() {
     assert!(text.contains("\u{1b}[1;31m"), "{text}");
     assert!(text.contains("<- it begins here"), "{text}");
     assert!(text.contains("Begin with"), "{text}");
-    assert!(text.contains("controlplane_etcd_request_failures_total"), "the first command: {text}");
+    // The first command of the runbook asks an agent, and there is none.
+    assert!(text.contains("  controlplane-exporter inspect"), "{text}");
+    assert!(!text.contains("localhost:10379"), "{text}");
 }

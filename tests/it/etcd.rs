@@ -351,7 +351,7 @@ fn a_bad_file_is_named_and_a_rotated_one_takes_effect() {
         agent.wait_until(reason, PREFIX, limit, |s| s.sum(FAILURES, &labels) >= 4.0)
     };
     let scrape = reason("tls_config", 10 * SECOND);
-    assert_eq!(scrape.value(UP, &[]), Some(0.0));
+    assert_eq!(scrape.value(UP, &[]), None, "our own files say nothing about the member");
     let failed = [("sampler", "etcd"), ("reason", "not_found")];
     assert!(scrape.sum("controlplane_sampler_failures_total", &failed) >= 1.0);
     let named = "mine.key: No such file or directory (os error 2) (key_file)";

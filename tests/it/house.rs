@@ -616,7 +616,9 @@ fn inspect_by_somebody_else_names_what_it_may_not_read_and_the_command_that_help
         "  /var/lib/rancher/k3s/server/tls/etcd/client.key: permission denied, for etcd and registry_keys\n",
         "  /var/lib/rancher/k3s/server/db: permission denied, for fdatasync\n",
         &format!("\n  sudo {}\n", program.display()),
-        "AmbientCapabilities=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_SYSLOG\n",
+        "  CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_SYSLOG\n  \
+           AmbientCapabilities=CAP_DAC_READ_SEARCH CAP_SYSLOG\n",
+        "with-datastore-disk.conf",
     ] {
         assert!(text.contains(expected), "{expected} is missing:\n{text}");
     }
