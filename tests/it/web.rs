@@ -504,6 +504,198 @@ fn a_thousand_idle_connections_are_bounded_and_gone_after_ten_seconds() {
     }
 }
 
+/// What one request over a kept connection is answered with, headers and all.
+fn exchange(stream: &mut (impl Read + Write)) -> String {
+    stream.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    let mut part = [0; 1024];
+    while !text.ends_with("healthy\n") {
+        let n = stream.read(&mut part).unwrap();
+        assert!(n > 0, "closed after {text:?}");
+        text.push_str(std::str::from_utf8(&part[..n]).unwrap());
+    }
+    text
+}
+
+#[test]
+fn six_hundred_idle_clients_lock_nobody_out_of_the_port_nor_of_the_socket() {
+    let _turn = lab::together();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit })
+        .unwrap();
+    let agent = Agent::start("");
+    let tcp = || {
+        let stream = TcpStream::connect(agent.address()).unwrap();
+        stream.set_read_timeout(Some(10 * SECOND)).unwrap();
+        stream
+    };
+    let unix = || {
+        let stream = UnixStream::connect(agent.socket()).unwrap();
+        stream.set_read_timeout(Some(10 * SECOND)).unwrap();
+        stream
+    };
+    // Each asks once and stays.
+    let mut ports: Vec<_> = (0..600)
+        .map(|_| {
+            let mut stream = tcp();
+            exchange(&mut stream);
+            stream
+        })
+        .collect();
+    let sockets: Vec<_> = (0..600)
+        .map(|_| {
+            let mut stream = unix();
+            exchange(&mut stream);
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let started = Instant::now();
+        assert_eq!(agent.get("/metrics").unwrap().status, 200);
+        exchange(&mut unix());
+        assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    }
+    // Those that came last are still there, and the count is what it was.
+    exchange(ports.last_mut().unwrap());
+    let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    assert!((1_000..1_200).contains(&open), "{open} descriptors");
+    drop(sockets);
+}
+
+#[test]
+fn half_a_request_behind_a_whole_one_is_cut_off_like_any_other() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let whole = "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n";
+    let started = Instant::now();
+    let begin = |text: String| {
+        let mut stream = TcpStream::connect(agent.address()).unwrap();
+        stream.set_read_timeout(Some(16 * SECOND)).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let mut half = begin(format!("{whole}{}", &whole[..20]));
+    let mut idle = begin(whole.to_owned());
+    let mut text = String::new();
+    half.read_to_string(&mut text).unwrap();
+    let after = started.elapsed();
+    assert!(text.ends_with("healthy\n"), "{text}");
+    assert!(after > 9 * SECOND && after < 14 * SECOND, "{after:?}");
+    // An idle one may stay.
+    exchange(&mut idle);
+}
+
+/// A client that asks for the figures so many times and never reads an answer.
+fn deaf(agent: &Agent, requests: usize) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
+    let stream = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();
+    connect(&stream, &agent.address()).unwrap();
+    let mut stream = TcpStream::from(stream);
+    let all = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(requests);
+    stream.write_all(all.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn one_request_more_than_web_max_requests_is_told_so_and_the_health_is_not_counted() {
+    let _turn = lab::together();
+    let web = Web::tls("");
+    let mut options = web.options();
+    options.args.push("--web.max-requests=1".into());
+    let agent = Agent::start_with(options);
+    let answers = |wanted: u16| {
+        lab::wait_for(&format!("an answer {wanted}"), 10 * SECOND, || {
+            let answer = web.curl(agent.address(), "/metrics", &[]);
+            if answer.status == wanted { Ok(answer) } else { Err(answer.status.to_string()) }
+        })
+    };
+    answers(200);
+    // A client of HTTP/2 that asks for the figures and takes no byte of a body: its windows are of size 0.
+    let frames: [&[u8]; 6] = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        &[0, 0, 6, 4, 0, 0, 0, 0, 0],
+        &[0, 4, 0, 0, 0, 0],
+        &[0, 0, 15, 1, 5, 0, 0, 0, 1],
+        b"\x82\x87\x04\x08/metrics",
+        b"\x01\x01x",
+    ];
+    let mut command = bound_command(lab::program("openssl"));
+    command.args(["s_client", "-quiet", "-alpn", "h2", "-connect", &agent.address().to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut holds = process::spawn(command);
+    let mut to = holds.stdin.take().unwrap();
+    to.write_all(&frames.concat()).unwrap();
+    let refused = answers(503);
+    assert!(refused.output.stdout.contains("web.max_requests"), "{refused:?}");
+    for (path, status) in [("/", 503), ("/metrics", 503), ("/-/healthy", 200)] {
+        assert_eq!(web.curl(agent.address(), path, &[]).status, status, "{path}");
+    }
+    holds.kill().unwrap();
+    holds.wait().unwrap();
+    answers(200);
+}
+
+#[test]
+fn who_never_reads_is_cut_off_and_holds_up_nobody() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    // Its connections that are established (01), and not given up by it.
+    let here = format!(" 0100007F:{:04X} ", agent.address().port());
+    let connections = || {
+        let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let open = |line: &&str| {
+            let state = line.split_whitespace().nth(3);
+            line.find(&here).is_some_and(|at| at < 10) && state == Some("01")
+        };
+        all.lines().filter(open).count()
+    };
+    let started = Instant::now();
+    let streams: Vec<_> = (0..8).map(|_| deaf(&agent, 200)).collect();
+    lab::wait_for("eight connections", 5 * SECOND, || {
+        if connections() >= 8 { Ok(()) } else { Err(connections().to_string()) }
+    });
+    lab::wait_for("the end of those that do not read", 45 * SECOND, || {
+        let asked = Instant::now();
+        assert_eq!(agent.get("/metrics")?.status, 200);
+        assert!(asked.elapsed() < 2 * SECOND, "{:?}", asked.elapsed());
+        std::thread::sleep(SECOND / 5);
+        if connections() == 0 { Ok(()) } else { Err(connections().to_string()) }
+    });
+    assert!(started.elapsed() > 10 * SECOND, "{:?}", started.elapsed());
+    drop(streams);
+}
+
+#[test]
+fn a_reload_takes_both_files_or_neither() {
+    let _turn = lab::together();
+    let good = "http_server_config: {headers: {X-Frame-Options: deny}}\n";
+    let web = Web::new(good);
+    let off = [("sampler", "snap"), ("state", "off")];
+    let agent =
+        Agent::start_with(Options { config: "log: {level: info}\n".into(), ..web.options() });
+    let is_off = || agent.scrape().value("controlplane_sampler_state_info", &off).is_some();
+    let ok = || agent.scrape().value("controlplane_exporter_config_last_reload_successful", &[]);
+    let reload = || ask(&agent, "POST", "/-/reload", "");
+    agent.write_config("snap: {enabled: false}\n");
+    web.write("http_server_config: {nonsense: 1}\n");
+    let refused = reload();
+    assert_eq!(refused.status, 500, "{}", refused.text());
+    assert!(refused.text().starts_with("kept the old configuration: "), "{}", refused.text());
+    assert!(refused.text().contains("nonsense"), "{}", refused.text());
+    // What is applied is seen within the time that a body is used again.
+    std::thread::sleep(SECOND);
+    assert!(!is_off() && ok() == Some(0.0), "the good file was taken although the answer said no");
+    web.write(good);
+    let taken = reload();
+    assert_eq!((taken.status, taken.text().as_str()), (200, "reloaded\n"));
+    assert!(is_off() && ok() == Some(1.0), "answered before it was applied");
+    // A web configuration that alone is wrong keeps nothing else out.
+    web.write("http_server_config: {nonsense: 1}\n");
+    assert_eq!(reload().status, 500);
+    assert_eq!(ok(), Some(1.0));
+}
+
 #[test]
 fn a_mebibyte_of_headers_is_refused_and_nothing_breaks() {
     let _turn = lab::together();
