@@ -10,11 +10,12 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::lab;
-use crate::lab::agent::{self, Agent, Options};
+use crate::lab::agent::{Agent, Options};
 use crate::lab::browser::{Browser, Page, View};
 use crate::lab::disk::{Kind, SlowDisk};
 use crate::lab::etcd::{self, Cluster, Etcd};
-use crate::lab::process::run;
+use crate::lab::fuse::{Fault, Operation};
+use crate::lab::process::{bound_command, output, run};
 use crate::lab::systemd::Container;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -105,6 +106,14 @@ fn fixture(case: &str) -> Agent {
 fn a_node_with_nothing_detected_can_be_read_by_everybody() {
     let _turn = lab::together();
     let agent = fixture("empty");
+    let status = status(&agent);
+    assert_ne!(status["health"], "ok", "nothing found is not well: {status}");
+    let all = status["verdicts"].as_array().unwrap();
+    let nothing = all.iter().find(|one| one["topic"] == "datastore");
+    let nothing = nothing.unwrap_or_else(|| panic!("no verdict: {status}"));
+    assert_eq!(nothing["health"], "unknown", "{nothing}");
+    let page = agent.get("/").unwrap().text();
+    assert!(page.contains("set host.distribution"), "{page}");
     look(&agent, "empty");
 }
 
@@ -115,18 +124,31 @@ fn a_k3s_node_can_be_read_by_everybody() {
     look(&agent, "k3s");
 }
 
+/// Where k3s has its datastore.
+const K3S_DB: &str = "/var/lib/rancher/k3s/server/db";
+
+/// For [`Options::through`]: a host of its own on which this folder is that of k3s' datastore.
+fn on_k3s_host(name: &str, folder: &Path) -> Vec<String> {
+    let script = format!(
+        "hostname {name} && mount -t tmpfs none /var/lib && mkdir -p {K3S_DB} && \
+         mount --bind {} {K3S_DB} && exec \"$0\" \"$@\"",
+        folder.display()
+    );
+    ["unshare", "--uts", "--mount", "sh", "-c", &script].map(str::to_owned).into()
+}
+
 /// Three members; the one of this node lies on a disk in memory, and systemd runs its unit.
 struct Healthy {
     agent: Agent,
     cluster: Cluster,
-    _container: Container,
-    _disk: SlowDisk,
+    container: Container,
+    disk: SlowDisk,
     _data: tempfile::TempDir,
 }
 
 impl Healthy {
-    fn start() -> Self {
-        let disk = SlowDisk::sized(Kind::Ext4, 512 << 20);
+    /// The kernel's log counts for this device, and room on this path.
+    fn start(disk: SlowDisk, device: &str, room: &str) -> Self {
         let path = disk.mount().path();
         let container = Container::boot();
         container.install_unit("k3s.service", "[Service]\nExecStart=/bin/sleep 9999\n");
@@ -139,25 +161,24 @@ impl Healthy {
         let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
         let config = format!(
             "host: {{distribution: k3s, role: server, version: v1.34.6+k3s1, datastore: etcd,\n  \
-               datastore_dir: '{path}/data', processes: [k3s-server], container_dirs: [], devices: [vdz]}}\n\
+               datastore_dir: '{K3S_DB}/etcd', processes: [k3s-server], container_dirs: [], devices: [{device}]}}\n\
              etcd: {{endpoints: ['{url}'], ca_file: {ca}, cert_file: {cert}, key_file: {key},\n  \
                interval: 500ms, timeout: 2s, expected_members: 3, quota_bytes: 2147483648}}\n\
              registry_keys: {{interval: 1s}}\n\
-             fdatasync: {{paths: ['{path}'], interval: 500ms}}\n\
+             fdatasync: {{paths: ['{K3S_DB}'], interval: 500ms}}\n\
              systemd: {{units: [k3s.service], bus: '{bus}', interval: 500ms}}\n\
-             filesystem: {{paths: ['{path}'], interval: 1s}}\n\
+             filesystem: {{paths: ['{room}'], interval: 1s}}\n\
              snap: {{enabled: false}}\n",
-            path = path.display(),
             url = cluster.client_url(0),
             ca = pki.ca.display(),
             cert = leaf.cert.display(),
             key = leaf.key.display(),
             bus = container.bus_address(),
         );
-        let through = agent::on_host("cp-1");
+        let through = on_k3s_host("cp-1", path);
         let agent = Agent::start_with(Options { config, through, ..Options::default() });
         ready(&agent);
-        Self { agent, cluster, _container: container, _disk: disk, _data: data }
+        Self { agent, cluster, container, disk, _data: data }
     }
 }
 
@@ -168,7 +189,7 @@ fn status(agent: &Agent) -> Value {
 #[test]
 fn a_healthy_node_says_so_to_everybody_and_keeps_its_key() {
     let _turn = lab::alone();
-    let node = Healthy::start();
+    let node = Healthy::start(SlowDisk::sized(Kind::Ext4, 512 << 20), "vdz", K3S_DB);
     // This machine's own kernel may have news, and a loaded machine is slow.
     lab::wait_for("verdicts that are all well", 30 * SECOND, || {
         let status = status(&node.agent);
@@ -195,6 +216,49 @@ fn a_healthy_node_says_so_to_everybody_and_keeps_its_key() {
         let text = node.agent.get(path).unwrap().text();
         assert!(!text.contains(line) && !text.contains("PRIVATE KEY"), "{path} shows the key");
     }
+}
+
+#[test]
+#[ignore = "takes the README's picture of the page, docs/status.png, for a person to look at"]
+fn the_picture_of_a_node_in_trouble() {
+    let _turn = lab::alone();
+    let disk = SlowDisk::sized(Kind::Ext4, 512 << 20);
+    let device = disk.device().name();
+    // Devices of mounts are those that the first process of this machine knows.
+    let mut node = Healthy::start(disk, &device, "/");
+    node.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 1_200, 800);
+    node.disk.set_delay(SECOND / 8);
+    node.disk.file().faults().set(Operation::Read, Fault { errno: Some(5), ..Fault::default() });
+    let device = node.disk.device().device().display().to_string();
+    let mut read = bound_command(lab::program("dd"));
+    read.args([&format!("if={device}"), "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
+    read.arg("skip=50000");
+    assert!(!output(read, 20 * SECOND).status.success(), "a bad sector was read");
+    node.disk.file().faults().set(Operation::Read, Fault::default());
+    node.cluster.kill(2);
+    node.container.systemctl(&["kill", "--signal=BUS", "k3s.service"]);
+    let wanted = [
+        "ControlPlaneKernelIOErrors",
+        "ControlPlaneDiskSyncSlow",
+        "ControlPlaneUnitDied",
+        "ControlPlaneLonghornOrphans",
+        "ControlPlaneEtcdQuorumAtRisk",
+    ];
+    lab::wait_for("the trouble", 60 * SECOND, || {
+        let status = status(&node.agent);
+        let all = status["verdicts"].as_array().unwrap();
+        let ill = |name: &str| all.iter().any(|v| v["alert"] == name && v["health"] != "ok");
+        match wanted.iter().find(|name| !ill(name)) {
+            Some(name) => Err(format!("{name} is well: {all:?}")),
+            None => Ok(()),
+        }
+    });
+    // The picture ends with a section, and not within a row.
+    let mut browser = Browser::start();
+    let url = format!("http://{}/", node.agent.address());
+    let mut page = browser.open(&url, View { width: 1600, dark: false, scripts: true });
+    page.evaluate("document.querySelectorAll('.topics ~ *, footer').forEach((e) => e.remove()); 0");
+    page.picture(&images().join("status.png"));
 }
 
 #[test]
