@@ -111,6 +111,24 @@ struct Seen {
     leader: Leader,
 }
 
+impl Seen {
+    /// Whether the local member was not asked because our own TLS files cannot be used.
+    fn blind(&self) -> bool {
+        let failure = self.own.as_ref().and_then(Conversation::failure);
+        failure.is_some_and(|failure| failure.reason == Reason::TlsConfig)
+    }
+
+    /// Why the local member does not answer.
+    fn why(&self) -> String {
+        match &self.own {
+            None => "info.yaml does not name its address".to_owned(),
+            Some(talked) => talked.failure().map_or_else(String::new, |failure| {
+                format!("{} ({})", failure.text, failure.reason.as_str())
+            }),
+        }
+    }
+}
+
 /// Who leads, by the word of those who vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leader {
@@ -155,21 +173,19 @@ impl Dqlite {
     }
 
     /// What the child finds in the directory.
-    async fn look(&self, out: &mut Batch) -> Option<Report> {
+    async fn look(&self) -> Result<Report, SampleError> {
         let dir = self.question.dir.display();
         let asked: Result<Result<Report, WireError>, _> =
             self.slot.ask(&["dqlite"], &self.question, self.timeout).await;
-        let failure = match asked {
-            Ok(Ok(report)) => return Some(report),
-            Ok(Err(error)) => SampleError::Wire(error),
+        match asked {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(error)) => Err(SampleError::Wire(error)),
             // An earlier child that is still held is a directory that still does not answer.
             Err(ChildError::Timeout(_) | ChildError::Busy) => {
-                SampleError::Timeout { what: dir.to_string(), after: self.timeout }
+                Err(SampleError::Timeout { what: dir.to_string(), after: self.timeout })
             }
-            Err(error) => SampleError::Child(format!("{dir}: {error}")),
-        };
-        out.fail(failure);
-        None
+            Err(error) => Err(SampleError::Child(format!("{dir}: {error}"))),
+        }
     }
 
     /// Takes over what the files say about who is who.
@@ -242,8 +258,19 @@ impl Dqlite {
     /// The figures of what the members said.
     fn export(&self, seen: &Seen, out: &mut Batch) {
         let own_id = self.own.as_ref().map(|own| own.id);
+        if seen.blind() {
+            return self.requests.export(
+                &REQUEST_DURATION,
+                &REQUEST_FAILURES,
+                &REQUEST_SUCCESS,
+                out,
+            );
+        }
         let up = seen.own.as_ref().is_some_and(Conversation::up);
         out.push(&UP, [], up);
+        if !up {
+            out.remark(seen.why());
+        }
         if seen.leader != Leader::Unknown {
             out.push(&HAS_LEADER, [], seen.leader != Leader::Nobody);
             if up {
@@ -287,9 +314,18 @@ fn leader(words: &[(bool, Option<u64>)]) -> Leader {
 impl AsyncSampler for Dqlite {
     /// # Errors
     ///
-    /// None: a directory that cannot be read is a part that failed, and the members may still answer.
+    /// When nobody could be asked through a fault on this side: a directory that could never be read, so that the
+    /// member's address is not known, or TLS files that cannot be used. A directory that can no longer be read is a part
+    /// that failed, and the members may still answer.
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
-        let mut report = self.look(out).await;
+        let mut report = match self.look().await {
+            Ok(report) => Some(report),
+            Err(error) if self.own.is_none() => return Err(SampleError::Blind(Box::new(error))),
+            Err(error) => {
+                out.fail(error);
+                None
+            }
+        };
         let failures = report.as_mut().map(|report| std::mem::take(&mut report.failures));
         for failure in failures.into_iter().flatten() {
             out.fail(SampleError::Wire(failure));
@@ -312,10 +348,14 @@ impl AsyncSampler for Dqlite {
         if let Some(report) = &report {
             files::export_memberships(report, seen.live.as_deref(), out);
         }
+        let blind = seen.blind();
         self.seen = Some(seen);
         if self.with_tls
             && let Some(problem) = self.tls.check().await
         {
+            if blind {
+                return Err(SampleError::Blind(Box::new(problem.to_error())));
+            }
             out.fail(problem.to_error());
         }
         Ok(())
@@ -337,15 +377,13 @@ impl Dqlite {
 
     /// Counts and tells what has changed.
     fn note(&mut self, seen: &Seen, term: Option<u64>, out: &mut Batch) {
-        let why = match &seen.own {
-            None => "info.yaml does not name its address".to_owned(),
-            Some(talked) => {
-                self.count(talked);
-                let failure = talked.failure();
-                failure.map_or_else(String::new, |f| format!("{} ({})", f.text, f.reason.as_str()))
-            }
-        };
-        self.history.up(seen.own.as_ref().is_some_and(Conversation::up), &why, out);
+        if let Some(talked) = &seen.own {
+            self.count(talked);
+        }
+        if seen.blind() {
+            return;
+        }
+        self.history.up(seen.own.as_ref().is_some_and(Conversation::up), &seen.why(), out);
         let leader = match seen.leader {
             Leader::Unknown => return,
             Leader::Nobody => None,

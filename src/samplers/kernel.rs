@@ -482,8 +482,8 @@ fn refused(path: &Path, error: std::io::Error) -> SampleError {
     match error.kind() {
         PermissionDenied => SampleError::Permission(format!(
             "reading {name}: {error}: the kernel's log is closed to this process; a unit needs \
-             AmbientCapabilities=CAP_SYSLOG, ProtectKernelLogs=no and DeviceAllow=/dev/kmsg r; a \
-             pod needs securityContext.privileged: true, since CAP_SYSLOG alone does not open the \
+             CAP_SYSLOG in CapabilityBoundingSet= and AmbientCapabilities=, ProtectKernelLogs=no and \
+             DeviceAllow=/dev/kmsg r; a pod needs securityContext.privileged: true, since CAP_SYSLOG alone does not open the \
              device there"
         )),
         NotFound => SampleError::read(

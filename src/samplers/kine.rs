@@ -14,7 +14,7 @@ use etcd_client::GetOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::etcd::client::{Consistency, PROBE_KEY, Timed};
-use crate::etcd::{Access, Client, Settings, TlsFiles};
+use crate::etcd::{Access, Client, Reason, Settings, TlsFiles};
 use crate::host::{EtcdAccess, Facts, Installation};
 use crate::member::Answers;
 use crate::metric::Metric;
@@ -133,7 +133,7 @@ impl Kine {
 impl AsyncSampler for Kine {
     /// # Errors
     ///
-    /// None: a socket that does not answer is a verdict.
+    /// When our own TLS files cannot be used. A socket that does not answer is a verdict.
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         // There is one socket.
         let Some(client) = self.clients.first() else { return Ok(()) };
@@ -147,9 +147,17 @@ impl AsyncSampler for Kine {
         if !up {
             client.reset().await;
         }
-        out.push(&UP, [], up);
-        let why = read.answer.as_ref().err().map(|f| format!("{} ({})", f.text, f.reason.as_str()));
-        self.answers.see("kine", up, why.as_deref().unwrap_or_default(), out);
+        let blind = read.reason() == Some(Reason::TlsConfig);
+        if !blind {
+            let why =
+                read.answer.as_ref().err().map(|f| format!("{} ({})", f.text, f.reason.as_str()));
+            let why = why.unwrap_or_default();
+            out.push(&UP, [], up);
+            self.answers.see("kine", up, &why, out);
+            if !up {
+                out.remark(why);
+            }
+        }
         if let Ok(status) = &status.answer {
             out.push(&DATABASE, [], status.db_size());
         }
@@ -157,8 +165,10 @@ impl AsyncSampler for Kine {
             out.push(&REVISION, [], header.revision());
         }
         self.requests.export(&DURATION, &FAILURES, &SUCCESS, out);
-        if let Some(problem) = self.tls.check().await {
-            out.fail(problem.to_error());
+        match self.tls.check().await.map(|problem| problem.to_error()) {
+            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
+            Some(error) => out.fail(error),
+            None => {}
         }
         Ok(())
     }
@@ -248,6 +258,21 @@ mod tests {
         assert_eq!(out.series(&SUCCESS), 0);
         assert_eq!(out.series(&FAILURES), 2);
         assert_eq!(out.take_events(), []);
+    }
+
+    #[tokio::test]
+    async fn tls_files_that_cannot_be_used_are_no_verdict_about_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kine.sock");
+        fake::serve_socket(&path, |_, _| Err((2, "never asked")));
+        let own = serde_json::json!({"endpoint": format!("unixs://{}", path.display())});
+        let Ok(Build::Run(Driver::Async(mut sampler))) = build(&own, Facts::default()) else {
+            panic!("it was not built")
+        };
+        let mut out = Batch::default();
+        let error = sampler.sample(&mut out).await.unwrap_err();
+        assert!(matches!(error, SampleError::Blind(_)), "{error}");
+        assert_eq!((out.series(&UP), out.take_events().len()), (0, 0));
     }
 
     #[tokio::test]

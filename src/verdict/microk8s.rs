@@ -21,16 +21,16 @@ impl Court<'_> {
         let leader = self.number("controlplane_dqlite_has_leader", &[]).map(|known| known > 0.5);
         let leads = self.number("controlplane_dqlite_is_leader", &[]) == Some(1.0);
         let (health, figure) = match (up, leader) {
-            (false, _) => (down(voters, quorum.as_ref()), "does not answer"),
-            (true, Some(false)) => (Health::Critical, "answers, knows no leader"),
-            (true, Some(true)) if leads => (Health::Ok, "answers, is the leader"),
-            (true, Some(true)) => (Health::Ok, "answers, follows a leader"),
+            (false, _) => (down(voters, quorum.as_ref()), self.silence("dqlite")),
+            (true, Some(false)) => (Health::Critical, "answers, knows no leader".into()),
+            (true, Some(true)) if leads => (Health::Ok, "answers, is the leader".into()),
+            (true, Some(true)) => (Health::Ok, "answers, follows a leader".into()),
             (true, None) => {
-                (Health::Unknown, "answers, and no voter could be asked for the leader")
+                (Health::Unknown, "answers, and no voter could be asked for the leader".into())
             }
         };
         let alert = if up { "ControlPlaneDqliteNoLeader" } else { "ControlPlaneDqliteMemberDown" };
-        self.say(TOPIC, health, alert, "dqlite member", figure.into());
+        self.say(TOPIC, health, alert, "dqlite member", figure);
         if let Some(quorum) = quorum {
             let (health, alert) = match quorum.state() {
                 QuorumState::Lost => (Health::Critical, "ControlPlaneDqliteQuorumLost"),
@@ -157,7 +157,7 @@ impl Court<'_> {
         });
         let ago = || read.map_or("never".into(), |time| format!("{} ago", length(self.now - time)));
         let (health, figure) = match (up > 0.5, late) {
-            (false, _) => (Health::Critical, "does not answer".to_owned()),
+            (false, _) => (Health::Critical, self.silence("kine")),
             (true, true) => (Health::Critical, format!("answers; a read succeeded {}", ago())),
             (true, false) => (Health::Ok, "answers".to_owned()),
         };

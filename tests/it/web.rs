@@ -600,22 +600,39 @@ fn deaf(agent: &Agent, requests: usize) -> TcpStream {
 #[test]
 fn one_request_more_than_web_max_requests_is_told_so_and_the_health_is_not_counted() {
     let _turn = lab::together();
-    let agent = Agent::start_with(Options {
-        args: vec!["--web.max-requests=1".into()],
-        ..Options::default()
-    });
+    let web = Web::tls("");
+    let mut options = web.options();
+    options.args.push("--web.max-requests=1".into());
+    let agent = Agent::start_with(options);
     let answers = |wanted: u16| {
         lab::wait_for(&format!("an answer {wanted}"), 10 * SECOND, || {
-            let answer = agent.get("/metrics")?;
+            let answer = web.curl(agent.address(), "/metrics", &[]);
             if answer.status == wanted { Ok(answer) } else { Err(answer.status.to_string()) }
         })
     };
-    let holds = deaf(&agent, 400);
+    answers(200);
+    // A client of HTTP/2 that asks for the figures and takes no byte of a body: its windows are of size 0.
+    let frames: [&[u8]; 6] = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        &[0, 0, 6, 4, 0, 0, 0, 0, 0],
+        &[0, 4, 0, 0, 0, 0],
+        &[0, 0, 15, 1, 5, 0, 0, 0, 1],
+        b"\x82\x87\x04\x08/metrics",
+        b"\x01\x01x",
+    ];
+    let mut command = bound_command(lab::program("openssl"));
+    command.args(["s_client", "-quiet", "-alpn", "h2", "-connect", &agent.address().to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut holds = process::spawn(command);
+    let mut to = holds.stdin.take().unwrap();
+    to.write_all(&frames.concat()).unwrap();
     let refused = answers(503);
-    assert!(refused.text().contains("web.max_requests"), "{}", refused.text());
-    assert_eq!(agent.get("/").unwrap().status, 503);
-    assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
-    drop(holds);
+    assert!(refused.output.stdout.contains("web.max_requests"), "{refused:?}");
+    for (path, status) in [("/", 503), ("/metrics", 503), ("/-/healthy", 200)] {
+        assert_eq!(web.curl(agent.address(), path, &[]).status, status, "{path}");
+    }
+    holds.kill().unwrap();
+    holds.wait().unwrap();
     answers(200);
 }
 
