@@ -32,19 +32,34 @@ seeds() {
   esac
 }
 
+# Built once, run side by side: a change of the sources meanwhile builds nothing anew.
+log=$(mktemp -d)
+for target in "${targets[@]}"; do
+  echo "building $target"
+  cargo +nightly fuzz build --fuzz-dir tests/fuzz --sanitizer none "$target" > "$log/build" 2>&1 ||
+    { tail -n 40 "$log/build" >&2; exit 1; }
+done
+declare -A pids
 for target in "${targets[@]}"; do
   corpus=tests/fuzz/corpus/$target
   seeds "$target" "$corpus"
-  log=$(mktemp)
-  if ! cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$corpus" -- \
-      -max_total_time="$seconds" -max_len=65536 -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 > "$log" 2>&1; then
-    tail -n 40 "$log" >&2
-    echo "fuzz: $target FAILED (whole output: $log)" >&2
-    exit 1
+  mkdir -p "tests/fuzz/artifacts/$target"
+  "tests/fuzz/target/$(uname -m)-unknown-linux-gnu/release/$target" "$corpus" -max_total_time="$seconds" -max_len=65536 \
+    -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="tests/fuzz/artifacts/$target/" \
+    > "$log/$target" 2>&1 &
+  pids[$target]=$!
+done
+failed=0
+for target in "${targets[@]}"; do
+  if ! wait "${pids[$target]}"; then
+    tail -n 40 "$log/$target" >&2
+    echo "fuzz: $target FAILED (whole output: $log/$target)" >&2
+    failed=1
+    continue
   fi
-  stat() { sed -n "s/^stat::$1: *//p" "$log"; }
-  branches=$(grep -oE 'cov: [0-9]+' "$log" | tail -n 1 | cut -c6-)
+  stat() { sed -n "s/^stat::$1: *//p" "$log/$target"; }
+  branches=$(grep -oE 'cov: [0-9]+' "$log/$target" | tail -n 1 | cut -c6-)
   printf 'long: %s: %s s, %s inputs, %s a second, %s branches, no failure\n' "$target" "$seconds" \
     "$(stat number_of_executed_units)" "$(stat average_exec_per_sec)" "$branches"
-  rm "$log"
 done
+exit $failed
