@@ -226,6 +226,7 @@ def first():
     """One lane for each signal, in the order in which a fault travels: disk, filesystem, datastore, units."""
     space = limits("ControlPlaneDatastoreSpaceLow", "space left")[-1]
     stuck = limits("ControlPlaneDiskSyncStuck", "sync in flight")[0]
+    slow = limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")[0]
     kernel = first_of(
         (f'sum by (%n) ({appeared("kernel_events_total{event=~" + chr(34) + ABORTED + chr(34) + "}", "%n, event")})', 12),
         (f"sum by (%n) ({appeared('kernel_io_errors_total', '%n, device')})", 11),
@@ -234,7 +235,9 @@ def first():
         (f"sum by (%n) ({appeared('fdatasync_failures_total', '%n, path')})", 23),
         (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])) > {stuck.value:g}", 22),
         ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w]))', 21),
-    )
+        ("histogram_quantile(0.9, sum by (%n, le) (rate(@fdatasync_duration_seconds_bucket[%w])))"
+         f" > {slow.value:g}", 20),
+    )  # fmt: skip
     disk = first_of(
         ("max by (%n) (max_over_time(@filesystem_readonly[%w]))", 32),
         (f'max by (%n) ((@filesystem_avail_bytes{{role="datastore"}} / @filesystem_size_bytes{{role="datastore"}})'
@@ -248,6 +251,10 @@ def first():
         ('max by (%n) (max_over_time(@systemd_unit_state{state="failed"}[%w]))', 65),
         ("sum by (%n) (increase(@systemd_unit_restarts_total[%w]))", 63),
         (f"count by (%n) ({EXPECTED_NOT_RUNNING})", 64),
+    )
+    # Shorter than a step, so that it is back when the step is drawn.
+    missed = (
+        "group by (%n) (min_over_time(@@up[%w]) == 0) and on (%n) last_over_time(@exporter_build_info[1d])"
     )
     ok = lambda metric: f" or group by (%n) (@{metric}) * 0"
     return lanes(
@@ -269,9 +276,9 @@ def first():
             (KINE_STATE, "{{instance}} · kine"),
             (argument_state("%n") + ok("args_file_timestamp_seconds"), "{{instance}} · arguments"),
             (units_ + ok("systemd_unit_loaded"), "{{instance}} · units"),
-            (f"({AGENT_SILENT}) * 0 + 71 or {ALIVE} * 0", "{{instance}} · agent"),
+            (f"({AGENT_SILENT}) * 0 + 71 or ({missed}) * 0 + 71 or {ALIVE} * 0", "{{instance}} · agent"),
         ],
-        some(0, 11, 12, 21, 22, 23, 31, 32, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 55, 56, 57, 63, 64, 65, 71),
+        some(0, 11, 12, 20, 21, 22, 23, 31, 32, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 55, 56, 57, 63, 64, 65, 71),
         size=(24, 14), none="no agent is scraped",
     )  # fmt: skip
 

@@ -163,6 +163,7 @@ STATES = {
     0: ("ok", GREEN),
     11: ("I/O errors", RED),
     12: ("filesystem given up", RED),
+    20: ("syncs slow", YELLOW),
     21: ("syncs > 1 s", ORANGE),
     22: ("sync stuck", RED),
     23: ("syncs fail", RED),

@@ -185,6 +185,19 @@ fn now() -> u64 {
 struct Range {
     start: u64,
     end: u64,
+    /// Seconds between two values.
+    step: u64,
+}
+
+impl Range {
+    fn new(start: u64, end: u64) -> Self {
+        Self { start, end, step: 1 }
+    }
+
+    /// `$__rate_interval` of Grafana: a step and a scrape, and four scrapes at least.
+    fn window(self) -> String {
+        format!("{}s", (self.step + 1).max(4))
+    }
 }
 
 fn ask(prometheus: &Prometheus, target: &Value, expr: &str, range: Range) -> Value {
@@ -192,10 +205,10 @@ fn ask(prometheus: &Prometheus, target: &Value, expr: &str, range: Range) -> Val
         let time = range.end.to_string();
         return prometheus.api("query", &[("query", expr), ("time", &time)])["result"].take();
     }
-    let (start, end) = (range.start.to_string(), range.end.to_string());
-    prometheus
-        .api("query_range", &[("query", expr), ("start", &start), ("end", &end), ("step", "1")])["result"]
-        .take()
+    let (start, end, step) =
+        (range.start.to_string(), range.end.to_string(), range.step.to_string());
+    let asked = [("query", expr), ("start", &start), ("end", &end), ("step", &step)];
+    prometheus.api("query_range", &asked)["result"].take()
 }
 
 /// The board with the answers to all of its queries, as the drawing wants it.
@@ -210,19 +223,19 @@ fn answers(
     let mut results = json!({});
     for panel in panels(board) {
         for target in list(&panel["targets"]) {
-            let expr = filled(text(&target["expr"]), cluster, job, "4s");
+            let expr = filled(text(&target["expr"]), cluster, job, &range.window());
             let id = panel["id"].to_string();
             results[id][text(&target["refId"])] = ask(prometheus, target, &expr, range);
         }
     }
     let notes = list(&board["annotations"]["list"]).iter().map(|note| {
-        let expr = filled(text(&note["expr"]), cluster, job, "4s");
+        let expr = filled(text(&note["expr"]), cluster, job, &range.window());
         let result = ask(prometheus, &json!({}), &expr, range);
         json!({"name": note["name"], "color": note["iconColor"], "enable": note["enable"], "result": result})
     });
     let annotations: Vec<Value> = notes.collect();
     json!({
-        "board": board, "results": results, "annotations": annotations, "step": 1,
+        "board": board, "results": results, "annotations": annotations, "step": range.step,
         "start": range.start, "end": range.end,
         "note": format!("{note}; the same queries, titles, units and thresholds. UTC."),
     })
@@ -290,6 +303,45 @@ fn tells_the_truth(name: &str, answers: &Value) {
             }
         }
     }
+}
+
+/// States of `dashboards/generator/parts.py` that are no trouble; and slow syncs, which are a share of those in a window and
+/// not something that happened.
+const WELL: [&str; 6] = ["0", "20", "40", "41", "42", "43"];
+
+/// The lanes of a board, by panel, query and what a series is about: its values.
+fn lanes(answers: &Value) -> BTreeMap<String, &[Value]> {
+    let mut found = BTreeMap::new();
+    let timelines = panels(&answers["board"]).into_iter();
+    for panel in timelines.filter(|panel| panel["type"] == "state-timeline") {
+        let results = answers["results"][panel["id"].to_string()].as_object().unwrap();
+        for (reference, series) in results {
+            for one in list(series) {
+                let lane = format!("{}, {reference} {}", panel["title"], one["metric"]);
+                found.insert(lane, list(&one["values"]));
+            }
+        }
+    }
+    found
+}
+
+/// On a screen with a value each twenty seconds, whatever was not well for one of them still shows.
+fn short_outages_are_kept(fine: &Value, coarse: &Value, range: Range) {
+    let (fine, coarse) = (lanes(fine), lanes(coarse));
+    let mut checked = 0;
+    for (lane, values) in fine {
+        let later = coarse.get(&lane).unwrap_or_else(|| panic!("{lane} is gone"));
+        for value in values.iter().filter(|value| !WELL.contains(&text(&value[1]))) {
+            let at = value[0].as_u64().unwrap();
+            let next = range.start + (at - range.start).div_ceil(range.step) * range.step;
+            let shown = later.iter().find(|value| value[0].as_u64() == Some(next));
+            // What came after the last step is not on the screen yet.
+            let Some(shown) = shown else { continue };
+            assert!(!WELL.contains(&text(&shown[1])), "{lane}: {value} is {shown} at {next}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked} values of trouble");
 }
 
 /// Which queries brought nothing, as board, panel and reference.
@@ -363,7 +415,7 @@ const LAB: &str = "A real incident of the laboratory";
 #[track_caller]
 pub(crate) fn picture(prometheus: &Prometheus, name: &str, of: &str, seconds: u64, note: &str) {
     let end = now();
-    let range = Range { start: end - seconds, end };
+    let range = Range::new(end - seconds, end);
     let answers = answers(prometheus, &board(name), ".*", ".*", range, note);
     let drawn = draw(&format!("{of}-{name}"), &answers, &images());
     assert_eq!(drawn.len(), panels(&answers["board"]).len(), "{of}: {drawn:?}");
@@ -383,7 +435,7 @@ fn every_query_brings_data_in_an_incident_and_every_board_can_be_drawn() {
     let prometheus = lab.prometheus();
     let started = now();
     lab.incident();
-    let range = Range { start: started, end: now() };
+    let range = Range::new(started, now());
 
     let mut silent = Vec::new();
     let mut blank = Vec::new();
@@ -394,6 +446,11 @@ fn every_query_brings_data_in_an_incident_and_every_board_can_be_drawn() {
         assert_eq!(empty(name, &plain), empty(name, &labelled), "without the label cluster");
         silent.extend(empty(name, &labelled));
         tells_the_truth(name, &labelled);
+        if name == "node" {
+            let range = Range { step: 20, ..range };
+            let coarse = answers(&prometheus, &board, "prod", &JOBS.join("|"), range, LAB);
+            short_outages_are_kept(&labelled, &coarse, range);
+        }
         let drawn = draw(name, &labelled, &images());
         assert_eq!(drawn.len(), panels(&board).len(), "{name}: {drawn:?}");
         for panel in drawn {
