@@ -1,5 +1,7 @@
 //! Arguments, logs, configuration, runtime, signals, exit codes; nothing else.
 
+mod passed;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -329,22 +331,12 @@ fn inspect(config: &Config) -> anyhow::Result<()> {
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     start_log(&config.log);
     log_panics();
+    let passed = passed::listeners()?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let lock = config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
-        let mut listeners = Vec::new();
-        for address in &config.web.listen_address {
-            let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
-            let listener = TcpListener::bind(socket).await.with_context(|| {
-                format!(
-                    "listening on {address} (change it with --web.listen-address, or see who has \
-                     the port: ss -ltnp 'sport = {}')",
-                    socket.port()
-                )
-            })?;
-            tracing::info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
-            listeners.push(listener);
-        }
+        let lock =
+            config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
+        let listeners = listen(&config.web.listen_address, passed).await?;
         let socket = listen_for_checks(&config.web.socket);
         let (stop, stopped) = watch::channel(false);
         let signals = agent::Signals::new(stopped);
@@ -363,6 +355,36 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     // A thread that a sick disk holds must not keep the agent from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// The ports: those that systemd passed, else those of the configuration.
+async fn listen(
+    addresses: &[String],
+    passed: Vec<std::net::TcpListener>,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut listeners = Vec::new();
+    for socket in passed {
+        let listener = TcpListener::from_std(socket).context("taking a socket of systemd")?;
+        tracing::info!(address = %listener.local_addr()?, version, "listening on a socket of systemd");
+        listeners.push(listener);
+    }
+    if !listeners.is_empty() {
+        return Ok(listeners);
+    }
+    for address in addresses {
+        let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
+        let listener = TcpListener::bind(socket).await.with_context(|| {
+            format!(
+                "listening on {address} (change it with --web.listen-address, or see who has \
+                 the port: ss -ltnp 'sport = {}')",
+                socket.port()
+            )
+        })?;
+        tracing::info!(address = %listener.local_addr()?, version, "listening");
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 /// The socket of the check command; without it, a check samples by itself.
