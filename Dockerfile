@@ -5,7 +5,8 @@
 
 ARG BUILDER=docker.io/library/rust:1.95-bookworm
 
-FROM ${BUILDER} AS build
+# On the builder's own processor, which must be amd64: the toolchain is; the binary for arm64 is cross-compiled.
+FROM --platform=$BUILDPLATFORM ${BUILDER} AS build
 ARG TARGETARCH=amd64
 WORKDIR /src
 # The toolchain changes seldom: a layer of its own.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::child::{self, ChildError, Slot};
 use crate::config::Config;
 use crate::host::{Facts, Host};
-use crate::samplers::fdatasync;
+use crate::samplers::{dqlite, fdatasync, snap};
 
 /// How long looking may take.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -116,6 +116,20 @@ fn needs(config: &Config, facts: &Facts) -> Vec<Need> {
     }
     if on("kernel").is_some() {
         add("kernel", vec!["/dev/kmsg".into()], None, Use::KernelLog);
+    }
+    if let Some(options) = on("snap") {
+        // What lies below is for the walk to find; a snap whose data is closed as a whole is said here.
+        for common in snap::common(options, facts) {
+            add("snap", vec![common], None, Use::Read);
+        }
+    }
+    if let Some(options) = on("dqlite") {
+        let told = options.own.get("dir").and_then(|value| value.as_str()).map(PathBuf::from);
+        if let Some(dir) = told.or_else(|| dqlite::directory(facts)) {
+            let key = dir.join("cluster.key");
+            add("dqlite", vec![dir], None, Use::Read);
+            add("dqlite", vec![key], None, Use::Read);
+        }
     }
     needs
 }

@@ -329,22 +329,12 @@ fn inspect(config: &Config) -> anyhow::Result<()> {
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     start_log(&config.log);
     log_panics();
+    let passed = passed_sockets()?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let lock = config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
-        let mut listeners = Vec::new();
-        for address in &config.web.listen_address {
-            let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
-            let listener = TcpListener::bind(socket).await.with_context(|| {
-                format!(
-                    "listening on {address} (change it with --web.listen-address, or see who has \
-                     the port: ss -ltnp 'sport = {}')",
-                    socket.port()
-                )
-            })?;
-            tracing::info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
-            listeners.push(listener);
-        }
+        let lock =
+            config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
+        let listeners = listen(&config.web.listen_address, passed).await?;
         let socket = listen_for_checks(&config.web.socket);
         let (stop, stopped) = watch::channel(false);
         let signals = agent::Signals::new(stopped);
@@ -363,6 +353,50 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     // A thread that a sick disk holds must not keep the agent from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// The TCP sockets that systemd listens on and passes when it starts the agent (`sd_listen_fds(3)`), if any.
+fn passed_sockets() -> anyhow::Result<Vec<std::net::TcpListener>> {
+    let mut passed = listenfd::ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for n in 0..passed.len() {
+        let listener = passed.take_tcp_listener(n).context("taking a socket of systemd")?;
+        if let Some(listener) = listener {
+            listener.set_nonblocking(true)?;
+            listeners.push(listener);
+        }
+    }
+    Ok(listeners)
+}
+
+/// The ports: those that systemd passed, else those of the configuration.
+async fn listen(
+    addresses: &[String],
+    passed: Vec<std::net::TcpListener>,
+) -> anyhow::Result<Vec<TcpListener>> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut listeners = Vec::new();
+    for socket in passed {
+        let listener = TcpListener::from_std(socket).context("taking a socket of systemd")?;
+        tracing::info!(address = %listener.local_addr()?, version, "listening on a socket of systemd");
+        listeners.push(listener);
+    }
+    if !listeners.is_empty() {
+        return Ok(listeners);
+    }
+    for address in addresses {
+        let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
+        let listener = TcpListener::bind(socket).await.with_context(|| {
+            format!(
+                "listening on {address} (change it with --web.listen-address, or see who has \
+                 the port: ss -ltnp 'sport = {}')",
+                socket.port()
+            )
+        })?;
+        tracing::info!(address = %listener.local_addr()?, version, "listening");
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 /// The socket of the check command; without it, a check samples by itself.

@@ -44,13 +44,17 @@ part() {
 
 polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 polls_do_not_hurt; }
 
-all=(polls fuzz incidents)
+all=(polls fuzz static incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
   case $name in
     polls) part polls "dqlite 1.11 and 1.18 asked ten thousand times each; both go on, and their logs are clean" polls ;;
     fuzz) part fuzz "each fuzz target for $fuzz_seconds s, with the samples as first inputs" tests/fuzz.sh "$fuzz_seconds" ;;
+    static)
+      tests/setup.sh static aarch64 &&
+        part static "the static binary built in two folders, and for aarch64" tests/reproducible.sh || failed=1
+      ;;
     incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" tests/incidents.sh ;;
     *) echo "usage: tests/long.sh [${all[*]}]" >&2; exit 2 ;;
   esac

@@ -54,13 +54,15 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     timeout: Duration::from_secs(3),
     metrics: metrics::ALL,
     defaults: defaults::<Options>,
-    uses: |all| facts((found(all), all.primary().map(|node| (node.distribution, node.datastore)))),
+    uses: |all| {
+        facts((directory(all), all.primary().map(|node| (node.distribution, node.datastore))))
+    },
     build: |options, host| {
         let own: Options = options.parse()?;
         if let Some(dir) = own.dir.as_ref().filter(|dir| !dir.is_absolute()) {
             return Err(OptionsError::new("dir", format!("{} is no absolute path", dir.display())));
         }
-        let Some(dir) = own.dir.or_else(|| found(host.facts())) else {
+        let Some(dir) = own.dir.or_else(|| directory(host.facts())) else {
             let datastore = match host.facts().primary() {
                 None => "no Kubernetes control plane was found".to_owned(),
                 Some(n) => {
@@ -91,7 +93,7 @@ struct Options {
 }
 
 /// The directory of the node's own member. What an installation that is not in use left behind is none.
-fn found(all: &Facts) -> Option<PathBuf> {
+pub fn directory(all: &Facts) -> Option<PathBuf> {
     let node = all.in_use().find(|node| node.datastore == Datastore::Dqlite)?;
     node.datastore_dir.clone()
 }

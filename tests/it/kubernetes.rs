@@ -499,8 +499,9 @@ fn the_notes_say_what_an_installation_does_not_watch() {
         "prometheusRules.enabled=true",
     ]);
     assert!(!full.contains("NOT WATCHED") && !full.contains("Nothing scrapes"), "{full}");
-    let hosts = notes(&["endpoints={10.0.0.1}"]);
-    assert!(hosts.contains("http://10.0.0.1:10379/-/ready"), "{hosts}");
+    let hosts = notes(&["endpoints={10.0.0.1,2001:db8::3}"]);
+    assert!(hosts.contains("'http://10.0.0.1:10379/-/ready'"), "{hosts}");
+    assert!(hosts.contains("'http://[2001:db8::3]:10379/-/ready'"), "{hosts}");
 }
 
 /// A flat manifest: what the chart renders, without the marks of Helm, in a namespace that allows it.

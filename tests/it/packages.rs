@@ -5,9 +5,10 @@
 
 use crate::lab::agent::Scrape;
 use crate::lab::pki::Pki;
-use crate::lab::process::{self, bound_command, output, run};
+use crate::lab::process::{self, Daemon, bound_command, output, run};
 use crate::lab::systemd::Container;
 use crate::lab::{self, cached, program, wait_for};
+use controlplane_exporter::samplers;
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::{Permissions, set_permissions};
@@ -21,6 +22,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const TRIPLE: &str = "x86_64-unknown-linux-musl";
 const UNIT: &str = "controlplane-exporter.service";
+const SOCKET: &str = "controlplane-exporter-web.socket";
+const ROTATION: &str = "controlplane-exporter-credentials.path";
 const PORT: u16 = 10379;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -152,6 +155,7 @@ fn unit_root(drop_ins: &[&str]) -> tempfile::TempDir {
         UNIT,
         "controlplane-exporter-credentials.path",
         "controlplane-exporter-credentials.service",
+        SOCKET,
     ] {
         std::fs::copy(deploy("systemd").join(unit), units.join(unit)).unwrap();
     }
@@ -183,14 +187,14 @@ fn the_units_are_valid_and_exposed_no_more_than_is_said() {
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(every.len(), 7, "{every:?}");
+    assert_eq!(every.len(), 8, "{every:?}");
     for drop_in in every.iter().map(String::as_str).map(Some).chain([None]) {
         let root = unit_root(&drop_in.into_iter().collect::<Vec<_>>());
         let mut command = bound_command(program("systemd-analyze"));
         command
             .args(["verify", "--man=no", "--recursive-errors=no"])
             .arg(format!("--root={}", root.path().display()))
-            .args([UNIT, "controlplane-exporter-credentials.path"]);
+            .args([UNIT, ROTATION, SOCKET]);
         let said = output(command, LIMIT);
         // It knows no key or value that it does not name here.
         let text = format!("{}{}", said.stdout, said.stderr);
@@ -201,13 +205,17 @@ fn the_units_are_valid_and_exposed_no_more_than_is_said() {
 
 #[test]
 fn the_drop_ins_set_keys_that_the_configuration_has() {
+    // Of the copies only the web configuration is read.
+    let folder = lab::temp_dir("credentials");
+    std::fs::write(folder.path().join("web-config.yaml"), "http_server_config: {}\n").unwrap();
+    let copies = folder.path().display().to_string();
     for file in std::fs::read_dir(deploy("systemd/controlplane-exporter.service.d")).unwrap() {
         let file = file.unwrap().path();
         let mut command = bound_command(binary());
         for line in read(&file).lines() {
             let Some(set) = line.strip_prefix("Environment=") else { continue };
             let (key, value) = set.split_once('=').unwrap();
-            let value = value.replace("%d", "/run/credentials/it").replace("%S", "/var/lib");
+            let value = value.replace("%d", &copies).replace("%S", "/var/lib");
             command.env(key, value);
         }
         let said = output(
@@ -220,6 +228,13 @@ fn the_drop_ins_set_keys_that_the_configuration_has() {
         assert!(said.status.success(), "{}: {}", file.display(), said.stderr);
     }
 }
+
+/// Where a dqlite member's files are put.
+const DQLITE: &str = "/var/lib/dqlite";
+const SNAP_AND_DQLITE: [&str; 2] = [
+    "CONTROLPLANE_EXPORTER__DQLITE__DIR=/var/lib/dqlite",
+    "CONTROLPLANE_EXPORTER__SNAP__SNAPS=demo",
+];
 
 /// A container with the package's file in it, and a k3s server on real etcd: all of it readable by root only.
 struct Node {
@@ -342,6 +357,35 @@ impl Node {
         ]);
     }
 
+    /// A snap and the directory of a dqlite member, where root alone may look, and the agent told of both.
+    #[track_caller]
+    fn add_snap_and_dqlite(&self) {
+        let root = self.container.root();
+        // On the container's overlay a file and its directory have other devices, which the walk would not cross.
+        std::fs::create_dir(root.join("var/snap")).unwrap();
+        self.exec(&["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/snap"]);
+        let common = root.join("var/snap/demo/common");
+        std::fs::create_dir_all(&common).unwrap();
+        std::fs::write(common.join("images"), vec![7; 1 << 20]).unwrap();
+        let data = root.join(DQLITE.trim_start_matches('/'));
+        std::fs::create_dir_all(&data).unwrap();
+        let samples = Path::new(ROOT).join("tests/data/dqlite/v1.18.7-voter");
+        for sample in std::fs::read_dir(samples).unwrap() {
+            let sample = sample.unwrap();
+            std::fs::copy(sample.path(), data.join(sample.file_name())).unwrap();
+        }
+        std::fs::copy(&self.pki.server.cert, data.join("cluster.crt")).unwrap();
+        std::fs::copy(&self.pki.server.key, data.join("cluster.key")).unwrap();
+        for file in std::fs::read_dir(&data).unwrap() {
+            set_permissions(file.unwrap().path(), Permissions::from_mode(0o600)).unwrap();
+        }
+        for private in [&common, &data] {
+            set_permissions(private, Permissions::from_mode(0o700)).unwrap();
+        }
+        let lines = SNAP_AND_DQLITE.map(|variable| format!("Environment={variable}"));
+        self.set("snap-and-dqlite.conf", &lines.join("\n"));
+    }
+
     /// A drop-in of the package's examples.
     #[track_caller]
     fn drop_in(&self, name: &str) {
@@ -374,8 +418,15 @@ impl Node {
             if is_so(&scrape) {
                 return Ok(scrape);
             }
-            let ours = scrape.with_prefix("controlplane_sampler");
-            Err(format!("{ours}\n{}", self.journal()))
+            let ours = [
+                "sampler_",
+                "snap_",
+                "dqlite_term",
+                "registry_keys",
+                "fdatasync_duration_seconds_c",
+            ]
+            .map(|part| scrape.with_prefix(&format!("controlplane_{part}")));
+            Err(format!("{}\n{}", ours.concat(), self.journal()))
         })
     }
 
@@ -405,11 +456,12 @@ fn resident_kib(pid: u32) -> u64 {
 }
 
 fn has_all_samplers(scrape: &Scrape) -> bool {
-    let samplers =
-        ["exporter", "etcd", "registry_keys", "fdatasync", "kernel", "systemd", "filesystem"];
-    samplers
-        .iter()
-        .all(|name| scrape.value("controlplane_sampler_up", &[("sampler", name)]) == Some(1.0))
+    let up = |name| scrape.value("controlplane_sampler_up", &[("sampler", name)]) == Some(1.0);
+    samplers::ALL.iter().all(|(name, _)| up(name))
+        && scrape.value("controlplane_dqlite_term", &[]) == Some(3.0)
+        && scrape
+            .value("controlplane_snap_disk_usage_bytes", &[("snap", "demo"), ("area", "common")])
+            >= Some(f64::from(1 << 20))
         && scrape.value("controlplane_registry_keys", &[("resource", "configmaps")]) == Some(1.0)
         && scrape.sum("controlplane_fdatasync_duration_seconds_count", &[]) > 0.0
 }
@@ -424,6 +476,7 @@ fn every_sampler_works_under_the_hardening_where_root_alone_may_read() {
     let _turn = lab::together();
     let mut node = Node::boot("root");
     node.start_k3s();
+    node.add_snap_and_dqlite();
     node.install();
     let scrape = node.wait_until("all samplers", has_all_samplers);
     let failures = scrape.sum("controlplane_sampler_failures_total", &[]);
@@ -446,6 +499,7 @@ fn every_sampler_works_under_the_hardening_where_root_alone_may_read() {
     assert_eq!(field("CapEff:"), expected);
     assert_eq!(field("CapBnd:"), expected);
     assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(node.container.show(UNIT, "LimitMEMLOCK"), "infinity");
     let kib = |name: &str| field(name).parse::<u64>().unwrap();
     assert!(kib("VmLck:") >= kib("VmRSS:") && kib("VmLck:") > 4 << 10, "{status}");
     assert!(kib("VmLck:") < 48 << 10, "{status}");
@@ -484,9 +538,18 @@ fn every_sampler_works_under_the_hardening_where_root_alone_may_read() {
     }
     assert_eq!(node.container.show(UNIT, "NRestarts"), "2");
 
+    // With the port in systemd's hands it starts at boot all the same, before anybody has connected.
+    node.exec(&["systemctl", "enable", SOCKET]);
     node.container.reboot();
     node.make_kernel_log();
-    node.wait_until("the agent after a reboot", |scrape| {
+    wait_for("the agent after a reboot", LIMIT, || {
+        match node.container.show(UNIT, "ActiveState").as_str() {
+            "active" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    assert!(node.journal().contains("listening on a socket of systemd"), "{}", node.journal());
+    node.wait_until("etcd after a reboot", |scrape| {
         scrape.value("controlplane_etcd_up", &[]) == Some(1.0)
     });
 }
@@ -496,16 +559,16 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
     let _turn = lab::together();
     let node = Node::boot("root");
     node.start_k3s();
+    node.add_snap_and_dqlite();
     node.install();
     node.drop_in("strict.conf");
     node.restart();
     assert!(node.scrape().unwrap().value("controlplane_etcd_up", &[]) != Some(1.0));
     // As the unit's user, with what the unit has.
-    let inspect = node.exec(&[
-        "systemd-run",
-        "--quiet",
-        "--wait",
-        "--pipe",
+    let environment = SNAP_AND_DQLITE.map(|variable| format!("--setenv={variable}"));
+    let mut inspect = vec!["systemd-run", "--quiet", "--wait", "--pipe"];
+    inspect.extend(environment.iter().map(String::as_str));
+    inspect.extend([
         "--property=DynamicUser=yes",
         "--property=User=controlplane-exporter",
         "--property=AmbientCapabilities=CAP_SYSLOG",
@@ -513,7 +576,23 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
         "/usr/bin/controlplane-exporter",
         "inspect",
     ]);
-    assert!(inspect.contains("CAP_DAC_READ_SEARCH"), "{inspect}");
+    let inspect = node.exec(&inspect);
+    for part in [
+        "AmbientCapabilities=CAP_DAC_READ_SEARCH",
+        "/var/snap/demo/common: permission denied, for snap\n",
+        "/var/lib/dqlite/cluster.key: permission denied, for dqlite\n",
+        "/var/lib: permission denied, for fdatasync\n",
+        "server/db/etcd/member/wal could not be examined: permission denied",
+    ] {
+        assert!(inspect.contains(part), "{part}: {inspect}");
+    }
+    let lost = |scrape: &Scrape, name| {
+        let labels = [("sampler", name), ("reason", "permission")];
+        scrape.value("controlplane_sampler_failures_total", &labels) >= Some(1.0)
+    };
+    node.wait_until("samplers that say what they lost", |scrape| {
+        lost(scrape, "snap") && lost(scrape, "dqlite")
+    });
 
     node.drop_in("k3s.conf");
     node.restart();
@@ -527,6 +606,26 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
     let secret = node.container.exec(&["ls", "/run/credentials/controlplane-exporter.service"]);
     assert!(secret.stdout.contains("etcd-key"), "{} {}", secret.stdout, secret.stderr);
 
+    // A web server's key that root alone may read.
+    let web = node.container.root().join("etc/controlplane-exporter");
+    std::fs::create_dir(&web).unwrap();
+    let lock = "tls_server_config: {cert_file: server.crt, key_file: server.key}\n";
+    std::fs::write(web.join("web-config.yaml"), lock).unwrap();
+    std::fs::copy(&node.pki.server.cert, web.join("server.crt")).unwrap();
+    std::fs::copy(&node.pki.server.key, web.join("server.key")).unwrap();
+    for file in ["web-config.yaml", "server.crt", "server.key"] {
+        set_permissions(web.join(file), Permissions::from_mode(0o600)).unwrap();
+    }
+    node.drop_in("web.conf");
+    node.restart();
+    let plain = node.container.get(PORT, "/metrics").unwrap();
+    assert_eq!(plain.status, 400, "{}", plain.text());
+    assert!(plain.text().contains("HTTPS server"), "{}", plain.text());
+    let locked = node.exec(&["controlplane-exporter", "check", "--self"]);
+    assert!(locked.contains("OK"), "{locked}");
+    let folder = format!("/etc/systemd/system/{UNIT}.d/web.conf");
+    node.exec(&["rm", &folder]);
+
     // A directory on a disk of its own belongs to the agent's user, whatever its number is.
     node.drop_in("with-datastore-disk.conf");
     node.restart();
@@ -536,7 +635,7 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
     });
 
     // Rotated certificates: the path unit starts the agent anew, and the copies are the new ones.
-    node.container.systemctl(&["start", "controlplane-exporter-credentials.path"]);
+    node.container.systemctl(&["start", ROTATION]);
     let before = started(&node);
     let tls = node.container.root().join("var/lib/rancher/k3s/server/tls/etcd");
     std::fs::copy(&node.pki.server.key, tls.join("client.key")).unwrap();
@@ -546,6 +645,30 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
         if now == before { Err(now) } else { Ok(()) }
     });
     node.wait_until("etcd with the new certificate", up);
+}
+
+const NEWER: &str = "99.0.0-1";
+
+/// The package as a later version of it, which brings another `/etc/default` and one more file.
+#[track_caller]
+fn newer_deb() -> (PathBuf, tempfile::TempDir) {
+    let folder = lab::temp_dir("newer");
+    let tree = folder.path().join("tree");
+    run("dpkg-deb", ["--raw-extract".as_ref(), deb().as_os_str(), tree.as_os_str()]);
+    let change = |file: &str, from: &str, to: &str| {
+        let file = tree.join(file);
+        let text = read(&file);
+        assert!(text.contains(from), "{}: {text}", file.display());
+        std::fs::write(&file, text.replace(from, to)).unwrap();
+    };
+    change("DEBIAN/control", &format!("Version: {VERSION}-1"), &format!("Version: {NEWER}"));
+    change("etc/default/controlplane-exporter", "OPTIONS=\"\"", "# Newer.\nOPTIONS=\"\"");
+    std::fs::write(tree.join(format!("usr/share/doc/{NAME}/newer")), "").unwrap();
+    let newer = folder.path().join("newer.deb");
+    let to = newer.as_os_str();
+    // Unpacked by root and packed by root: the owners are right.
+    run("dpkg-deb", ["--build".as_ref(), "-Znone".as_ref(), tree.as_os_str(), to]);
+    (newer, folder)
 }
 
 /// All files of the container but what the package manager and systemd write for themselves.
@@ -593,22 +716,47 @@ fn comes_and_goes(root: &str) {
     assert_eq!(plugin.trim(), "/usr/bin/controlplane-exporter");
     bill_of_materials(&node.exec(&["cat", &format!("/usr/share/doc/{NAME}/sbom.cdx.json")]));
 
-    // An update starts the new program and keeps what the administrator wrote.
+    // The port can be systemd's: nobody is refused while the agent is away, which starts without being asked.
+    node.exec(&["systemctl", "stop", UNIT]);
+    node.exec(&["systemctl", "enable", "--now", SOCKET, ROTATION]);
+    node.exec(&["systemctl", "start", UNIT]);
+    assert!(node.journal().contains("listening on a socket of systemd"), "{}", node.journal());
+    node.wait_until("figures at the port of systemd", |scrape| {
+        scrape.value("controlplane_sampler_up", &[("sampler", "kernel")]) == Some(1.0)
+    });
+
+    // An update starts the new program and keeps what the administrator wrote, and what he switched on.
     let defaults = node.container.root().join("etc/default/controlplane-exporter");
     std::fs::write(&defaults, "OPTIONS=\"--web.telemetry-path=/figures\"\n").unwrap();
     let first = started(&node);
-    node.exec(&["dpkg", "--install", "--force-confdef", "--force-confold", "/package.deb"]);
+    let (newer, _folder) = newer_deb();
+    node.copy(&newer, "newer.deb");
+    node.exec(&["dpkg", "--install", "--force-confdef", "--force-confold", "/newer.deb"]);
+    let version = node.exec(&["dpkg-query", "--show", "--showformat=${Version}", NAME]);
+    assert_eq!(version, NEWER);
     assert_ne!(started(&node), first, "an update did not start the agent anew");
     assert!(read(&defaults).contains("figures"));
     let figures = node.container.get(PORT, "/figures").unwrap();
     assert_eq!(figures.status, 200, "{}", node.journal());
+    for unit in [SOCKET, ROTATION] {
+        assert_eq!(node.container.show(unit, "ActiveState"), "active", "{unit} after an update");
+        assert_eq!(node.exec(&["systemctl", "is-enabled", unit]).trim(), "enabled");
+    }
 
     node.exec(&["dpkg", "--remove", NAME]);
-    assert_ne!(node.container.show(UNIT, "ActiveState"), "active");
+    for unit in [UNIT, SOCKET, ROTATION] {
+        assert_eq!(node.container.show(unit, "ActiveState"), "inactive", "{unit} after a removal");
+    }
     assert!(defaults.exists(), "removing took the configuration away");
+    node.exec(&["getent", "passwd", NAME]);
     node.exec(&["dpkg", "--purge", NAME]);
+    node.exec(&["rm", "/newer.deb"]);
     let left: Vec<_> = files(&node).difference(&before).cloned().collect();
     assert!(left.is_empty(), "a purge left {left:?}");
+    for users in ["passwd", "group"] {
+        let found = node.container.exec(&["getent", users, NAME]);
+        assert_eq!(found.status.code(), Some(2), "a purge left {}", found.stdout);
+    }
 }
 
 #[test]
@@ -669,24 +817,30 @@ fn the_image_holds_the_binary_alone_and_runs_it_as_nobody() {
     // chroot isolation needs no daemon and no new namespaces; the user is that of the image.
     let container = run("buildah", ["from", &tag]);
     let container = container.trim();
-    let said = output(
-        {
-            let mut command = bound_command(program("buildah"));
-            command.args([
-                "run",
-                "--isolation=chroot",
-                container,
-                "--",
-                "/controlplane-exporter",
-                "--version",
-            ]);
-            command
-        },
-        LIMIT,
-    );
+    // Its network is this machine's.
+    let listen =
+        format!("CONTROLPLANE_EXPORTER__WEB__LISTEN_ADDRESS=127.0.0.1:{}", lab::free_port());
+    let in_it = |args: &[&str]| {
+        let mut command = bound_command(program("buildah"));
+        command.args(["run", "--isolation=chroot", "--env", &listen, container, "--"]);
+        command.arg("/controlplane-exporter").args(args);
+        command
+    };
+    let said = output(in_it(&["--version"]), LIMIT);
+    // The health check, as the runtime starts it beside the agent: before it runs, and while it does.
+    let without = output(in_it(&["check", "--self"]), LIMIT);
+    let mut agent = Daemon::start("the image", in_it(&[]), &folder.path().join("log"));
+    let with = wait_for("the health check", LIMIT, || {
+        agent.check_alive()?;
+        let said = output(in_it(&["check", "--self"]), LIMIT);
+        if said.status.success() { Ok(said) } else { Err(said.stdout) }
+    });
+    agent.kill();
     run("buildah", ["rm", container]);
     run("buildah", ["rmi", &tag]);
     assert_eq!(said.stdout.trim(), format!("{NAME} {VERSION}"), "{}", said.stderr);
+    assert!(without.status.code() == Some(2), "{}{}", without.stdout, without.stderr);
+    assert!(with.stdout.contains("OK: the agent answers"), "{}", with.stdout);
     assert!(from.elapsed() < Duration::from_mins(1), "{:?}", from.elapsed());
 }
 

@@ -84,11 +84,12 @@ fn every_sampler_is_named_in_the_readme() {
     }
 }
 
-/// What people read and what programs are given: README, SECURITY, docs and deploy, by path.
+/// What people read and what programs are given: README, SECURITY, Dockerfile, docs and deploy, by path.
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut open: Vec<PathBuf> =
-        ["README.md", "SECURITY.md", "docs", "deploy"].map(|name| root.join(name)).into();
+    let mut open: Vec<PathBuf> = ["README.md", "SECURITY.md", "Dockerfile", "docs", "deploy"]
+        .map(|name| root.join(name))
+        .into();
     let mut found = BTreeMap::new();
     while let Some(path) = open.pop() {
         if path.is_dir() {
@@ -104,21 +105,164 @@ fn pages() -> BTreeMap<PathBuf, String> {
     found
 }
 
+/// What `--help` prints, of the program or of a command.
+fn help(command: &[&str]) -> String {
+    let mut program = bound_command(env!("CARGO_BIN_EXE_controlplane-exporter"));
+    program.args(command).arg("--help");
+    output(program, std::time::Duration::from_secs(10)).stdout
+}
+
+/// The commands of the program.
+fn commands() -> Vec<String> {
+    let help = help(&[]);
+    let list = help.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
+    list.lines().map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+/// The long flags that a help lists.
+fn long_flags(help: &str) -> BTreeSet<String> {
+    let listed = Regex::new(r"(?m)^ +(?:-[a-zA-Z], )?(--[a-z.-]+)").unwrap();
+    listed.captures_iter(help).map(|found| found[1].to_owned()).collect()
+}
+
 #[test]
 fn every_flag_of_a_page_or_a_manifest_is_one_of_the_programs() {
-    let mut command = bound_command(env!("CARGO_BIN_EXE_controlplane-exporter"));
-    command.arg("--help");
-    let help = output(command, std::time::Duration::from_secs(10)).stdout;
     // The dotted ones are Prometheus' way; `--set a.b` of Helm has a space.
     let flag = Regex::new(r"--[a-z]+(?:[.-][a-z]+)*\.[a-z]+(?:[.-][a-z]+)*").unwrap();
-    let known: BTreeSet<&str> = flag.find_iter(&help).map(|found| found.as_str()).collect();
-    assert!(known.contains("--path.rootfs"), "{help}");
+    let known = long_flags(&help(&[]));
+    assert!(known.contains("--path.rootfs"), "{known:?}");
     for (path, text) in pages() {
         // A script also starts other programs.
         let script = path.extension().is_none_or(|ending| ending == "py" || ending == "sh");
         for found in flag.find_iter(&text).filter(|_| !script) {
             assert!(known.contains(found.as_str()), "{}: {}", path.display(), found.as_str());
         }
+    }
+}
+
+#[test]
+fn every_flag_behind_a_command_is_one_of_that_command() {
+    let check = long_flags(&help(&["check"]));
+    assert!(check.contains("--self") && check.contains("--profile"), "{check:?}");
+    // What follows on the line, without the punctuation of JSON, Markdown and shells.
+    let call = Regex::new(
+        r#"(?:controlplane-exporter"?,? *"?|/)(check|inspect|config|catalog)\b([^`|;&\n]*)"#,
+    )
+    .unwrap();
+    let plugin = Regex::new(r"check_controlplane\b([^`|;&\n]*)").unwrap();
+    // Icinga has each flag as a key.
+    let key = Regex::new(r#"(?m)^ *"(--[a-z]+)" = "#).unwrap();
+    let flag = Regex::new(r"--[a-z]+[a-z.-]*").unwrap();
+    let mut seen = BTreeSet::new();
+    for (path, text) in pages() {
+        let mut lines: Vec<(String, String)> = Vec::new();
+        for found in call.captures_iter(&text) {
+            lines.push((found[1].to_owned(), found[2].to_owned()));
+        }
+        let nagios = path.components().any(|part| part.as_os_str() == "nagios");
+        for found in plugin.captures_iter(&text).chain(key.captures_iter(&text)) {
+            if nagios || !found[1].starts_with("--") {
+                lines.push(("check".into(), found[1].to_owned()));
+            }
+        }
+        for (command, rest) in lines {
+            let known = long_flags(&help(&[&command]));
+            for found in flag.find_iter(&rest) {
+                let name = found.as_str();
+                assert!(known.contains(name), "{}: {command} {rest}", path.display());
+                seen.insert(name.to_owned());
+            }
+        }
+    }
+    for name in ["--self", "--profile", "--warning", "--timeout"] {
+        assert!(seen.contains(name), "{name} is nowhere: the pattern is wrong: {seen:?}");
+    }
+}
+
+#[test]
+fn the_manual_page_names_every_command_and_every_flag_and_no_other() {
+    let page = committed("deploy/deb/controlplane-exporter.8").replace("\\-", "-");
+    let mut wanted = long_flags(&help(&[]));
+    for command in commands() {
+        let listed = format!(".B {command}\n");
+        assert!(page.contains(&listed), "the manual page does not describe {command}");
+        wanted.extend(long_flags(&help(&[&command])));
+    }
+    let flag = Regex::new(r"--[a-z]+[a-z.-]*").unwrap();
+    let named: BTreeSet<String> =
+        flag.find_iter(&page).map(|found| found.as_str().to_owned()).collect();
+    assert_eq!(named, wanted);
+}
+
+/// What is below `deploy/`, and the test that holds it against the program it is for. A folder stands for its files
+/// where that test goes through all of them.
+const OWNED: &[(&str, &str)] = &[
+    ("config.yaml", "shipped: the configuration with every default"),
+    ("web-config.yaml", "web: the web configuration"),
+    ("package.sh", "packages: runs it"),
+    ("demo/demo.py", "demo: runs it"),
+    ("deb/changelog", "packages: lintian, and the version in it"),
+    ("deb/check_controlplane", "packages: leads to the program"),
+    ("deb/controlplane-exporter.8", "shipped: commands and flags; packages: lintian"),
+    ("deb/copyright", "packages: lintian"),
+    ("deb/lintian-overrides", "packages: lintian"),
+    ("deb/postinst", "packages: the package comes and goes"),
+    ("deb/postrm", "packages: the package comes and goes"),
+    ("nagios/icinga2.conf", "check: icinga2"),
+    ("nagios/nrpe.cfg", "check: nrpe"),
+    ("prometheus/prometheus.yml", "kubernetes::prometheus: promtool, and a real Prometheus"),
+    ("systemd/controlplane-exporter.service", "packages: systemd-analyze, and boots it"),
+    ("systemd/controlplane-exporter.default", "packages: the package comes and goes"),
+    ("systemd/controlplane-exporter.sysusers", "packages: the package comes and goes"),
+    ("systemd/controlplane-exporter-credentials.path", "packages: rotates a certificate"),
+    ("systemd/controlplane-exporter-credentials.service", "packages: rotates a certificate"),
+    ("systemd/controlplane-exporter-web.socket", "packages: boots with it"),
+    (
+        "systemd/controlplane-exporter.service.d/",
+        "packages: systemd-analyze, and the keys they set",
+    ),
+    ("kubernetes/README.md", "shipped: links and flags"),
+    ("kubernetes/controlplane-exporter.yaml", "kubernetes: written from the chart"),
+    ("kubernetes/controlplane-exporter-privileged.yaml", "kubernetes: written from the chart"),
+    ("kubernetes/values.yaml", "kubernetes: the manifest is rendered from it"),
+    ("kubernetes/values-privileged.yaml", "kubernetes: the manifest is rendered from it"),
+    ("kubernetes/helmchart.yaml", "kubernetes: schemas, and its values through Helm"),
+    ("kubernetes/kustomization.yaml", "kubernetes: kubectl kustomize"),
+    ("kubernetes/monitoring/", "kubernetes: the operator's types"),
+    ("helm/controlplane-exporter/.helmignore", "kubernetes: what a packed chart holds"),
+    ("helm/controlplane-exporter/Chart.yaml", "kubernetes: helm lint, and the version in it"),
+    ("helm/controlplane-exporter/README.md", "kubernetes: every value and no other"),
+    ("helm/controlplane-exporter/values.yaml", "kubernetes: helm lint and the README"),
+    ("helm/controlplane-exporter/values.schema.json", "kubernetes: wrong values are refused"),
+    ("helm/controlplane-exporter/ci/", "kubernetes: renders each"),
+    ("helm/controlplane-exporter/files/", "kubernetes: copies of rules and boards"),
+    ("helm/controlplane-exporter/templates/", "kubernetes: every kind is rendered; the notes"),
+];
+
+#[test]
+fn every_file_of_deploy_has_a_test_that_holds_it_against_its_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let mut open = vec![root.clone()];
+    let mut used = BTreeSet::new();
+    while let Some(path) = open.pop() {
+        // A link is a file here, wherever it leads.
+        if path.is_dir() && !path.is_symlink() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        let entry = OWNED
+            .iter()
+            .find(|(owned, _)| *owned == name || owned.ends_with('/') && name.starts_with(owned));
+        let (owned, test) =
+            entry.unwrap_or_else(|| panic!("deploy/{name}: no test; name one in OWNED"));
+        used.insert(*owned);
+        let module = test.split([':', ' ']).next().unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/{module}.rs"));
+        assert!(file.exists(), "deploy/{name}: there is no {}", file.display());
+    }
+    for (owned, _) in OWNED {
+        assert!(used.contains(owned), "deploy/{owned} is not there any more");
     }
 }
 

@@ -37,6 +37,14 @@ fn every_block_of_the_page_is_checked() {
 }
 
 #[test]
+fn the_namespace_comes_before_what_is_installed_into_it() {
+    let page = read(&root().join("docs/kube-prometheus-stack.md"));
+    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is missing"));
+    assert!(place("kind: Namespace") < place("kernelLog: {enabled: true}"));
+    assert!(place("kind: Namespace") < place("helm upgrade --install controlplane-exporter"));
+}
+
+#[test]
 fn the_values_for_the_chart_render_what_the_page_says() {
     let _turn = lab::together();
     let mut kinds = Vec::new();
