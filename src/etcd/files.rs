@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::tls::{self, Bad, Which};
 use crate::child;
 use crate::host::Host;
-use crate::sample::SampleError;
+use crate::sample::{Batch, SampleError};
 
 /// No file is longer than this many bytes.
 const FILE_BYTES: u64 = 1 << 20;
@@ -186,11 +186,26 @@ impl TlsFiles {
 
     /// What is wrong with the files although older content may still serve; looked at anew, since
     /// an open connection would not notice that it has been mended.
-    pub async fn check(&self) -> Option<Problem> {
+    async fn check(&self) -> Option<Problem> {
         self.problem()?;
         // What is wrong now is in the problem.
         drop(self.config().await);
         self.problem()
+    }
+
+    /// Tells what is wrong with the files: as a failed part of the run or, when it kept the sampler from asking at all
+    /// (`blind`), as the failure of the run.
+    ///
+    /// # Errors
+    ///
+    /// [`SampleError::Blind`], when blind.
+    pub async fn tell(&self, blind: bool, out: &mut Batch) -> Result<(), SampleError> {
+        match self.check().await.map(|problem| problem.to_error()) {
+            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
+            Some(error) => out.fail(error),
+            None => {}
+        }
+        Ok(())
     }
 
     fn problem(&self) -> Option<Problem> {

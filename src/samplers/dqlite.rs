@@ -36,7 +36,7 @@ use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, fa
 use history::History;
 use metrics::{
     HAS_LEADER, IS_LEADER, LEADER_CHANGES, MEMBER_UP, REQUEST_DURATION, REQUEST_FAILURES,
-    REQUEST_SUCCESS, ROLE, UP, VOTERS_LISTED, VOTERS_REACHABLE,
+    REQUEST_SUCCESS, ROLE, UP, VOTE, VOTERS_LISTED, VOTERS_REACHABLE,
 };
 
 /// No more members are asked.
@@ -204,6 +204,12 @@ impl Dqlite {
         }
     }
 
+    /// The address of a member, or its id where that is not known.
+    fn name(&self, id: u64) -> String {
+        let member = self.roster.iter().find(|member| member.id == id);
+        member.map_or_else(|| id.to_string(), |member| member.address.clone())
+    }
+
     /// Asks everybody.
     async fn ask(&mut self) -> Seen {
         let when = Instant::now();
@@ -335,6 +341,10 @@ impl AsyncSampler for Dqlite {
         if let Some(report) = &report {
             self.learn(report);
             files::export(report, out);
+            let vote = report.metadata.map(|metadata| metadata.vote);
+            if let Some(id) = vote.filter(|id| *id != 0) {
+                out.info(&VOTE, [&self.name(id)]);
+            }
         }
         let before = self.seen.take().filter(|seen| self.with_tls && seen.when.elapsed() < APART);
         let seen = match before {
@@ -352,13 +362,8 @@ impl AsyncSampler for Dqlite {
         }
         let blind = seen.blind();
         self.seen = Some(seen);
-        if self.with_tls
-            && let Some(problem) = self.tls.check().await
-        {
-            if blind {
-                return Err(SampleError::Blind(Box::new(problem.to_error())));
-            }
-            out.fail(problem.to_error());
+        if self.with_tls {
+            self.tls.tell(blind, out).await?;
         }
         Ok(())
     }

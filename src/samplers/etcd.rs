@@ -402,12 +402,7 @@ impl AsyncSampler for Etcd {
                 out.push(&VOTERS_REACHABLE, [], voters);
             }
         }
-        match self.tls.check().await.map(|problem| problem.to_error()) {
-            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
-            Some(error) => out.fail(error),
-            None => {}
-        }
-        Ok(())
+        self.tls.tell(blind, out).await
     }
 }
 

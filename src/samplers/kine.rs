@@ -165,12 +165,7 @@ impl AsyncSampler for Kine {
             out.push(&REVISION, [], header.revision());
         }
         self.requests.export(&DURATION, &FAILURES, &SUCCESS, out);
-        match self.tls.check().await.map(|problem| problem.to_error()) {
-            Some(error) if blind => return Err(SampleError::Blind(Box::new(error))),
-            Some(error) => out.fail(error),
-            None => {}
-        }
-        Ok(())
+        self.tls.tell(blind, out).await
     }
 }
 

@@ -73,6 +73,10 @@ fn a_leader_and_then_the_quorum_are_lost_and_come_back() {
     assert_eq!(labelled(&scrape, "members", &voters), Some(3.0));
     assert_eq!(labelled(&scrape, "own_member_listed", &[("source", "log")]), Some(1.0));
     let term = value(&scrape, "term").unwrap();
+    // Whoever voted, voted for the one who leads.
+    let vote = [("member", &*cluster.address(leader))];
+    let cast = scrape.all(&format!("{PREFIX}vote_info"), &[]);
+    assert!(cast.is_empty() || labelled(&scrape, "vote_info", &vote) == Some(1.0), "{cast:?}");
 
     cluster.kill(leader);
     let lost = cluster.address(leader);

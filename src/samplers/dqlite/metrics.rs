@@ -11,6 +11,7 @@ pub(super) const ALL: &[Desc] = &[
     LEADER_CHANGES.desc(),
     TERM.desc(),
     METADATA_VERSION.desc(),
+    VOTE.desc(),
     VOTERS_LISTED.desc(),
     VOTERS_REACHABLE.desc(),
     MEMBER_UP.desc(),
@@ -74,6 +75,11 @@ pub(super) static METADATA_VERSION: Metric<0> = Metric::gauge(
     "controlplane_dqlite_metadata_version",
     "How often term or vote were written: it grows with each election.",
     [],
+);
+pub(super) static VOTE: Metric<1> = Metric::info(
+    "controlplane_dqlite_vote_info",
+    "The member that the local one voted for in its term, usually the leader; its id where its address is not known.",
+    ["member"],
 );
 pub(super) static VOTERS_LISTED: Metric<0> = Metric::gauge(
     "controlplane_dqlite_voters_listed",
