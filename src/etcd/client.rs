@@ -13,6 +13,7 @@ use tonic::transport::Endpoint;
 
 use super::connector::{Connector, DialError};
 use super::{Access, Address, Reason, TlsFiles};
+use crate::sample::SampleError;
 
 /// A key that nobody writes, for reads that only ask whether there is an answer.
 pub const PROBE_KEY: &str = "/controlplane-exporter/probe";
@@ -124,6 +125,14 @@ impl Client {
     /// Whom it talks to.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// What becomes of a run that this failure kept from asking at all, because the socket is closed to the agent's user.
+    pub fn closed(&self, failure: &Failure) -> Option<SampleError> {
+        (failure.reason == Reason::Permission).then(|| {
+            let text = format!("{}: {}", self.address, failure.text);
+            SampleError::Blind(Box::new(SampleError::Permission(text)))
+        })
     }
 
     /// How long a call may take.

@@ -25,6 +25,10 @@ const FIRST_BYTE: Duration = Duration::from_millis(500);
 /// How long a failure stands for the calls that waited for the same connection: they start together,
 /// and each would otherwise wait for a handshake of its own, one after the other.
 const SHARED: Duration = Duration::from_millis(90);
+/// Of a Unix socket whose rights keep the agent out.
+const CLOSED: &str = "the socket is closed to this user: run the agent in the socket's group \
+                      (SupplementaryGroups=microk8s for MicroK8s), or with CAP_DAC_OVERRIDE in \
+                      CapabilityBoundingSet= and AmbientCapabilities=";
 
 /// Why no connection came about.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -106,8 +110,12 @@ impl Connector {
         let (stream, host): (Box<dyn Stream>, _) = match &self.address {
             Address::Unix { path, .. } => {
                 *stage = Stage::Connect;
-                let stream =
-                    UnixStream::connect(path).await.map_err(|e| plain("connecting", &e))?;
+                let stream = UnixStream::connect(path).await.map_err(|error| {
+                    if error.kind() == io::ErrorKind::PermissionDenied {
+                        return DialError { reason: Reason::Permission, text: CLOSED.into() };
+                    }
+                    plain("connecting", &error)
+                })?;
                 (Box::new(stream), "localhost")
             }
             Address::Tcp { host, port, .. } => {

@@ -51,6 +51,8 @@ reasons! {
     Tls = "tls",
     /// The CA, certificate or key file is missing, unreadable or not PEM.
     TlsConfig = "tls_config",
+    /// The socket is closed to the agent's user.
+    Permission = "permission",
     /// The member knows no leader, or lost it during the call.
     NoLeader = "no_leader",
     /// A learner does not answer this call. No fault.

@@ -133,7 +133,8 @@ impl Kine {
 impl AsyncSampler for Kine {
     /// # Errors
     ///
-    /// When our own TLS files cannot be used. A socket that does not answer is a verdict.
+    /// When the socket is closed to the agent's user, or our own TLS files cannot be used. A socket that does not answer is
+    /// a verdict.
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         // There is one socket.
         let Some(client) = self.clients.first() else { return Ok(()) };
@@ -143,6 +144,10 @@ impl AsyncSampler for Kine {
         );
         self.requests.record("status", status.took, status.reason());
         self.requests.record("read", read.took, read.reason());
+        if let Some(error) = read.answer.as_ref().err().and_then(|failure| client.closed(failure)) {
+            self.requests.export(&DURATION, &FAILURES, &SUCCESS, out);
+            return Err(error);
+        }
         let up = status.said() || read.said();
         if !up {
             client.reset().await;
@@ -172,6 +177,7 @@ impl AsyncSampler for Kine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::Failure;
     use crate::etcd::fake::{self, Message};
     use crate::host::{Datastore, Distribution, Host};
     use crate::sampler::{self, Driver, OptionsError};
@@ -268,6 +274,22 @@ mod tests {
         let error = sampler.sample(&mut out).await.unwrap_err();
         assert!(matches!(error, SampleError::Blind(_)), "{error}");
         assert_eq!((out.series(&UP), out.take_events().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_closed_to_this_user_is_no_verdict() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kine.sock");
+        let settings =
+            Settings { endpoints: vec![path.display().to_string()], ..Settings::default() };
+        let access = settings.access(None, &Host::at("/")).unwrap().unwrap();
+        let client = &Client::all(&access, Duration::from_secs(1))[0];
+        let failed =
+            |reason| Failure { reason, text: "closed".into(), answered: false, said: false };
+        let error = client.closed(&failed(Reason::Permission)).unwrap();
+        assert_eq!(error.reason(), "permission");
+        assert!(error.to_string().contains("kine.sock"), "{error}");
+        assert!(client.closed(&failed(Reason::Refused)).is_none());
     }
 
     #[tokio::test]

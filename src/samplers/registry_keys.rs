@@ -285,7 +285,7 @@ impl AsyncSampler for RegistryKeys {
         let due = self.due();
         let rounds = u32::try_from(due.len()).unwrap_or(1).max(1);
         let pace = if self.warm { self.interval / 2 / rounds } else { Duration::ZERO };
-        let (mut down, mut blind) = (false, false);
+        let (mut down, mut blind, mut closed) = (false, false, None);
         for (turn, i) in (0..).zip(due) {
             let start = self.busy_until.unwrap_or(started).max(started + pace * turn);
             // Slow counts must not make the run pass its deadline; who was not asked comes first next.
@@ -296,7 +296,8 @@ impl AsyncSampler for RegistryKeys {
             tokio::time::sleep_until(start.into()).await;
             let Err(failure) = self.count(i).await else { continue };
             self.resources[i].keys = None;
-            if failure.reason == Reason::TlsConfig {
+            closed = self.clients[self.current].closed(&failure);
+            if failure.reason == Reason::TlsConfig || closed.is_some() {
                 // Our own files: that says nothing about the server.
                 (down, blind) = (true, true);
                 break;
@@ -328,7 +329,10 @@ impl AsyncSampler for RegistryKeys {
                 out.push(&SUCCESS, [&resource.name], when);
             }
         }
-        self.tls.tell(blind, out).await
+        match closed {
+            Some(error) => Err(error),
+            None => self.tls.tell(blind, out).await,
+        }
     }
 }
 
