@@ -145,6 +145,7 @@ impl Lab {
         self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 300, 1_000);
         self.cluster.put_many("/registry/pods/default/pod-", 100, 1_000);
         std::thread::sleep(6 * SECOND);
+        self.others.kine_dies();
         self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/late-", 2_000, 1_000);
         std::thread::sleep(3 * SECOND);
         self.disk.set_delay(SECOND * 12 / 10);
