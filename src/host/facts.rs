@@ -127,9 +127,12 @@ impl Installation {
         }
     }
 
-    /// How to reach kine or k8s-dqlite on its socket. Where that speaks TLS, it does so with the files that etcd
-    /// would have.
+    /// How to reach kine or k8s-dqlite on its socket; an API server that talks to an etcd has none. Where the socket
+    /// speaks TLS, it does so with the files that etcd would have.
     pub fn kine(&self) -> Option<EtcdAccess> {
+        if matches!(self.datastore, Datastore::Etcd | Datastore::ExternalEtcd) {
+            return None;
+        }
         let path = self.kine_socket.as_ref()?.display();
         if !self.kine_tls {
             return Some(EtcdAccess { endpoints: vec![path.to_string()], ..EtcdAccess::default() });

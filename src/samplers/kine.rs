@@ -207,21 +207,23 @@ mod tests {
             _ => panic!("it was built"),
         };
         assert!(why(Facts::default()).contains("set kine.endpoint"));
-        let node = |socket: Option<&str>| {
+        let node = |datastore, socket: Option<&str>| {
             let kine_socket = socket.map(Into::into);
-            let datastore = Datastore::Etcd;
             let k3s = Installation::new(Distribution::K3s);
             Facts {
                 installations: vec![Installation { datastore, kine_socket, ..k3s }],
                 ..Facts::default()
             }
         };
-        assert!(why(node(None)).contains("this k3s node is etcd"));
-        assert!(matches!(build(&unset, node(Some("/run/kine.sock:2379"))), Ok(Build::Run(_))));
+        let socket = Some("/run/kine.sock:2379");
+        assert!(why(node(Datastore::Etcd, None)).contains("this k3s node is etcd"));
+        assert!(why(node(Datastore::Etcd, socket)).contains("this k3s node is etcd"));
+        assert!(matches!(build(&unset, node(Datastore::Sqlite, socket)), Ok(Build::Run(_))));
         let own = serde_json::json!({"endpoint": "/run/kine.sock"});
-        assert!(matches!(build(&own, node(None)), Ok(Build::Run(_))));
+        assert!(matches!(build(&own, node(Datastore::Etcd, None)), Ok(Build::Run(_))));
         let bad = serde_json::json!({"endpoint": "ftp://x"});
-        assert_eq!(build(&bad, node(None)).err().map(|error| error.key), Some("endpoint".into()));
+        let etcd = node(Datastore::Etcd, None);
+        assert_eq!(build(&bad, etcd).err().map(|error| error.key), Some("endpoint".into()));
     }
 
     #[tokio::test]
