@@ -26,7 +26,7 @@ git diff --quiet HEAD -- src tests alerts Cargo.lock || revision="$revision, wit
 
 Written by `make incidents`; the figures are those of one run.
 
-Each incident is replayed with real components: etcd clusters over TLS, systemd as PID 1 of a container, a loop device
+Each incident is replayed with real components: etcd clusters over TLS, a dqlite cluster, systemd as PID 1 of a container, a loop device
 that fails and stalls, the shipped rules in Prometheus, the shipped routes in Alertmanager, and a webhook that keeps
 what arrives and when. The stock rules are those of the public etcd and node mixins that could speak about the fault
 ([tests/data/stock.rules.yaml](../tests/data/stock.rules.yaml)), in the same Prometheus, with etcd's own metrics and
