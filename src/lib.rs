@@ -36,6 +36,7 @@ pub mod self_metrics;
 pub mod status;
 pub mod store;
 pub mod thresholds;
+pub mod unix_socket;
 pub mod verdict;
 pub mod web;
 

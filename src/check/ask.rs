@@ -9,7 +9,9 @@ use axum::http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
+
+use crate::unix_socket;
 
 /// No answer is longer than this many bytes.
 const ANSWER_BYTES: usize = 8 << 20;
@@ -47,7 +49,7 @@ impl Agent<'_> {
         let asked = async {
             match self {
                 Self::Socket(path) => {
-                    let stream = UnixStream::connect(path).await.map_err(NoAnswer::NoAgent)?;
+                    let stream = unix_socket::connect(path).await.map_err(NoAnswer::NoAgent)?;
                     get(stream, "localhost", page).await
                 }
                 Self::Port(host, port) => {

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 
 use super::{Address, Reason, TlsFiles};
+use crate::unix_socket;
 
 /// A connection takes no longer than this from the first packet to the first byte.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -110,7 +111,7 @@ impl Connector {
         let (stream, host): (Box<dyn Stream>, _) = match &self.address {
             Address::Unix { path, .. } => {
                 *stage = Stage::Connect;
-                let stream = UnixStream::connect(path).await.map_err(|error| {
+                let stream = unix_socket::connect(path).await.map_err(|error| {
                     if error.kind() == io::ErrorKind::PermissionDenied {
                         return DialError { reason: Reason::Permission, text: CLOSED.into() };
                     }

@@ -16,6 +16,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 
+use crate::unix_socket;
+
 /// No message of systemd is nearly as long, in bytes.
 const LONGEST: usize = 16 << 20;
 /// What comes before the header fields: byte order, type, flags, version, length of the body,
@@ -30,7 +32,7 @@ pub(super) struct Private(UnixStream);
 
 impl Private {
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
-        Ok(Self(UnixStream::connect(path).await?))
+        Ok(Self(unix_socket::connect(path).await?))
     }
 }
 
