@@ -26,6 +26,7 @@ pub mod host;
 pub mod inspect;
 pub mod member;
 pub mod metric;
+pub mod quiet;
 pub mod requests;
 pub mod runbook;
 pub mod sample;

@@ -20,7 +20,7 @@ mod sysfs;
 mod table;
 mod tally;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -38,6 +38,7 @@ use self::tally::{MAX_DEVICES, Tally};
 use crate::config::list;
 use crate::host::Host;
 use crate::metric::Metric;
+use crate::quiet::Quiet;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
@@ -46,12 +47,6 @@ const RECORDS_PER_RUN: usize = 20_000;
 
 /// Events handed on by one run, the latest of them: the ring may hold a storm of months ago.
 const EVENTS_PER_RUN: usize = 32;
-
-/// An event of the same kind and device is told again after this time.
-const QUIET: Duration = Duration::from_mins(1);
-
-/// Kinds of events and devices that are remembered for that; beyond them nothing is told.
-const MAX_QUIET: usize = 256;
 
 /// Bad records told one by one in one run; the rest is only counted.
 const FAILURES_PER_RUN: u64 = 16;
@@ -224,29 +219,6 @@ impl Times {
     }
 }
 
-/// Keeps a line that the kernel repeats from filling the timeline: each event of a device is told
-/// once a minute. The counters count all of them.
-#[derive(Debug, Default)]
-struct Quiet(HashMap<(&'static str, Option<String>), SystemTime>);
-
-impl Quiet {
-    fn tells(&mut self, hit: &Hit, time: SystemTime) -> bool {
-        let recent = |told: &SystemTime| time < *told + QUIET;
-        let key = (hit.id, hit.device.clone());
-        if self.0.get(&key).is_some_and(recent) {
-            return false;
-        }
-        if self.0.len() >= MAX_QUIET {
-            self.0.retain(|_, told| recent(told));
-        }
-        let room = self.0.len() < MAX_QUIET;
-        if room {
-            self.0.insert(key, time);
-        }
-        room
-    }
-}
-
 struct Kernel {
     host: Host,
     path: PathBuf,
@@ -264,7 +236,8 @@ struct Kernel {
     drained: Option<SystemTime>,
     /// See [`EVENTS_TOLD`].
     events_told: Arc<AtomicU64>,
-    quiet: Quiet,
+    /// An event of the same kind and device is told once a minute.
+    quiet: Quiet<(&'static str, Option<String>)>,
 }
 
 impl Kernel {
@@ -370,7 +343,7 @@ impl Kernel {
                 let told = self.events_told.load(Ordering::Relaxed);
                 if hit.severity >= Severity::Error
                     && (self.plain || record.sequence >= told)
-                    && self.quiet.tells(&hit, time)
+                    && self.quiet.tells((hit.id, hit.device.clone()), time)
                 {
                     events.push_back((time, hit.id, describe(&record, &hit, line)));
                 }

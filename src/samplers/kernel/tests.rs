@@ -314,20 +314,6 @@ fn what_the_kernel_repeats_is_told_once_a_minute_for_each_device_and_counted_eac
 }
 
 #[test]
-fn a_flood_of_devices_makes_no_memory_grow() {
-    let mut quiet = Quiet::default();
-    let hit = |i: u64| Hit {
-        id: "block_io_error",
-        severity: Severity::Critical,
-        device: Some(format!("dm-{i}")),
-        payload: Payload::Nothing,
-    };
-    let told = (0..5_000).filter(|i| quiet.tells(&hit(*i), UNIX_EPOCH)).count();
-    assert_eq!((told, quiet.0.len()), (MAX_QUIET, MAX_QUIET));
-    assert!(quiet.tells(&hit(9_999), UNIX_EPOCH + QUIET), "the others are forgotten");
-}
-
-#[test]
 fn a_record_that_is_new_in_the_ring_is_no_older_than_the_last_look_at_it() {
     let Clock { boot, now } = fixed();
     let times = |not_before| Times { clock: fixed(), not_before };
