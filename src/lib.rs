@@ -37,6 +37,7 @@ pub mod self_metrics;
 pub mod status;
 pub mod store;
 pub mod thresholds;
+pub mod timeline;
 pub mod unix_socket;
 pub mod verdict;
 pub mod web;

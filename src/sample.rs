@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::metric::{Desc, Metric};
+use crate::timeline::{self, Event};
 
 /// No label value is longer than this many bytes.
 pub const LABEL_BYTES: usize = 200;
@@ -309,17 +310,6 @@ impl Native {
     }
 }
 
-/// Something that happened, for the timeline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Event {
-    /// When, in Unix seconds.
-    pub time: f64,
-    /// Which kind of thing (`io_error`, `unit_exit`, `leader_changed`).
-    pub kind: String,
-    /// One line for a person.
-    pub text: String,
-}
-
 /// What one run yields.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -385,14 +375,14 @@ impl Batch {
         &self.remarks
     }
 
-    /// Records that something happened.
+    /// Records that something happened: when, which kind of thing, and a line for a person. It may be long ago, and told
+    /// in each run. Of too many the noisiest kind loses its oldest; see [`timeline`].
     pub fn event(&mut self, time: SystemTime, kind: &str, text: impl Into<String>) {
-        if self.events.len() >= BATCH_EVENTS {
-            self.dropped += 1;
-            return;
-        }
-        let text = clean(&text.into());
-        self.events.push(Event { time: time.number(), kind: kind.to_owned(), text });
+        // The store knows which sampler this is.
+        let (source, kind) = (String::new(), kind.to_owned());
+        let text = timeline::line(&text.into());
+        self.events.push(Event { time: time.number(), source, kind, text });
+        self.dropped += timeline::thin(&mut self.events, BATCH_EVENTS) as u64;
     }
 
     /// Counts `n` things that a sampler's own cap kept out of the batch.
@@ -481,7 +471,7 @@ pub struct WireBatch {
     dropped: u64,
 }
 
-/// A label value or event text that is safe to print: no control characters, at most
+/// A label value that is safe to print: no control characters, at most
 /// [`LABEL_BYTES`] bytes, cut at a character boundary.
 fn clean(text: &str) -> String {
     let mut end = text.len().min(LABEL_BYTES);

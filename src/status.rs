@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::host::Facts;
-use crate::sample::Event;
 use crate::self_metrics::State;
 use crate::store::Store;
+use crate::timeline::Event;
 use crate::verdict::{self, Health, Topic, Verdict};
 
 /// The answer of `/api/v1/status`.
@@ -26,7 +26,7 @@ pub struct Status {
     pub verdicts: Vec<Verdict>,
     /// What each sampler does.
     pub samplers: Vec<Sampler>,
-    /// What happened, the newest last.
+    /// What happened, the newest last, as in `/api/v1/timeline?order=oldest`: one answer is enough for a check.
     pub events: Vec<Event>,
 }
 

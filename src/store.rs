@@ -1,10 +1,10 @@
-//! The newest batch of every sampler, the ring of events, and the only `Collector`.
+//! The newest batch of every sampler, the timeline, and the only `Collector`.
 //!
 //! A scrape reads memory only: it renders the batches, or hands out the body that was rendered for
 //! the last scrape in the same format, as long as no batch has changed and at most 250 ms long.
 //! What a silent sampler leaves behind is decided by the kind of metric; see [`Desc::stays`].
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,22 +18,21 @@ use tokio::time::Instant;
 
 use crate::history::History;
 use crate::metric::{Desc, Kind};
-use crate::sample::{Batch, Event, Native, Series, Value};
+use crate::sample::{Batch, Native, Series, Value};
 use crate::samplers;
 use crate::self_metrics::{self, Statuses};
+use crate::timeline::{Event, Timeline};
 
 /// How long a rendered body may be handed out although ages in it have grown.
 const REUSE: Duration = Duration::from_millis(250);
 /// Present-state gauges live at least this long without a run.
 const MIN_STALE: Duration = Duration::from_mins(1);
-/// The ring of events keeps this many.
-const EVENTS: usize = 1_000;
 
 /// See the module's page.
 #[derive(Debug, Default)]
 pub struct Store {
     slots: RwLock<HashMap<&'static str, Slot>>,
-    events: Mutex<VecDeque<Event>>,
+    timeline: Mutex<Timeline>,
     generation: AtomicU64,
     bodies: Mutex<HashMap<&'static str, Body>>,
     history: Mutex<History>,
@@ -65,16 +64,12 @@ impl Store {
         &self.statuses
     }
 
-    /// Keeps the batch of a successful run in place of the one before. Returns its events that are new: the same one,
-    /// of the same time, told again by a sampler that keeps nothing in mind, is in the ring once.
+    /// Keeps the batch of a successful run in place of the one before. Returns its events that are new on the timeline.
     pub fn put(&self, sampler: &'static str, mut batch: Batch, interval: Duration) -> Vec<Event> {
         let mut events = batch.take_events();
         if !events.is_empty() {
-            let mut ring = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-            events.retain(|event| !ring.contains(event));
-            ring.extend(events.iter().cloned());
-            let excess = ring.len().saturating_sub(EVENTS);
-            ring.drain(..excess);
+            let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+            events = timeline.add(sampler, events);
         }
         self.history.lock().unwrap_or_else(PoisonError::into_inner).record(&batch, Instant::now());
         let stale_after = (interval * 3).max(MIN_STALE);
@@ -95,9 +90,9 @@ impl Store {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// The newest events, the latest last.
+    /// The events of the timeline, the newest last.
     pub fn events(&self) -> Vec<Event> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).all().to_vec()
     }
 
     /// The series that count now: all of fresh batches, and of stale ones those that stay.
@@ -303,26 +298,15 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_is_told_again_is_in_the_ring_once() {
+    fn an_event_is_on_the_timeline_with_its_sampler_and_is_new_once() {
         let store = Store::default();
-        let put = |text: &str| {
+        let put = || {
             let mut batch = Batch::default();
-            batch.event(SystemTime::UNIX_EPOCH, "test", text);
-            store.put("args", batch, Duration::from_secs(1)).len()
+            batch.event(SystemTime::UNIX_EPOCH, "test", "happened");
+            store.put("args", batch, Duration::from_secs(1))
         };
-        assert_eq!((put("one"), put("one"), put("two"), put("one")), (1, 0, 1, 0));
-        assert_eq!(store.events().len(), 2);
-    }
-
-    #[test]
-    fn the_ring_keeps_the_newest_events() {
-        let store = Store::default();
-        for i in 0..=EVENTS {
-            let mut batch = Batch::default();
-            batch.event(SystemTime::UNIX_EPOCH, "test", i.to_string());
-            store.put("exporter", batch, Duration::from_secs(1));
-        }
-        let events = store.events();
-        assert_eq!((events.len(), &*events[0].text), (EVENTS, "1"));
+        let (first, second) = (put(), put());
+        assert_eq!((first.len(), second.len()), (1, 0));
+        assert_eq!((first[0].source.as_str(), store.events()), ("args", first.clone()));
     }
 }

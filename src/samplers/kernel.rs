@@ -20,7 +20,7 @@ mod sysfs;
 mod table;
 mod tally;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -44,9 +44,6 @@ use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults,
 
 /// Records read in one run. The largest rings hold more; the next run goes on from there.
 const RECORDS_PER_RUN: usize = 20_000;
-
-/// Events handed on by one run, the latest of them: the ring may hold a storm of months ago.
-const EVENTS_PER_RUN: usize = 32;
 
 /// Bad records told one by one in one run; the rest is only counted.
 const FAILURES_PER_RUN: u64 = 16;
@@ -302,7 +299,6 @@ impl Kernel {
     /// Reads what is new in the log.
     fn drain(&mut self, classifier: &Classifier, out: &mut Batch) -> Result<(), SampleError> {
         let times = self.times();
-        let mut events = VecDeque::new();
         let mut bad = Bad { path: &self.path, count: 0 };
         for _ in 0..RECORDS_PER_RUN {
             let record = match self.log.next() {
@@ -345,18 +341,12 @@ impl Kernel {
                     && (self.plain || record.sequence >= told)
                     && self.quiet.tells((hit.id, hit.device.clone()), time)
                 {
-                    events.push_back((time, hit.id, describe(&record, &hit, line)));
+                    out.event(time, hit.id, describe(&record, &hit, line));
                 }
-            }
-            if events.len() > EVENTS_PER_RUN {
-                events.drain(..events.len() - EVENTS_PER_RUN);
             }
             if !self.plain {
                 self.events_told.fetch_max(record.sequence.saturating_add(1), Ordering::Relaxed);
             }
-        }
-        for (time, id, text) in events {
-            out.event(time, id, text);
         }
         Ok(())
     }

@@ -3,7 +3,8 @@ use std::io::Write as _;
 
 use super::*;
 use crate::host::{DatastorePlace, Facts};
-use crate::sample::Event;
+use crate::sample::BATCH_EVENTS;
+use crate::timeline::Event;
 
 /// Boot in the fixtures, in Unix seconds.
 const BOOT: u64 = 1_700_000_000;
@@ -295,7 +296,7 @@ fn of_a_storm_the_timeline_gets_the_latest() {
     let lines: Vec<_> = (0..500).map(|i| format!("I/O error, dev dm-{i}, sector {i}")).collect();
     let lines: Vec<_> = lines.iter().map(String::as_str).collect();
     let told = events(&mut Node::new(log(&lines)).sample());
-    assert_eq!(told.len(), EVENTS_PER_RUN);
+    assert_eq!(told.len(), BATCH_EVENTS);
     assert_eq!(told.last().unwrap().text, "I/O error, dev dm-499, sector 499");
 }
 
