@@ -2,9 +2,13 @@
 //!
 //! Reads `/proc/self` of the agent (three small files, about 30 µs) and the facts of detection. It
 //! fails only where `/proc` is not mounted; the node's figures are there all the same.
+//!
+//! Tells the timeline when the node started, once for each boot, though the agent may have started long after.
 
-use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use procfs::FromRead;
 use rustix::time::{ClockId, clock_gettime};
@@ -36,7 +40,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     uses: |all| facts((&all.hostname, all.boot_time, &all.installations)),
     build: |options, host| {
         let _: Options = options.parse()?;
-        Ok(Build::blocking(Exporter { host: host.clone() }))
+        Ok(Build::blocking(Exporter { host: host.clone(), boot_told: Arc::clone(&BOOT_TOLD) }))
     },
     cost: "0.1 ms a run; reads three files of /proc/self",
 };
@@ -80,8 +84,29 @@ pub fn revision() -> &'static str {
     option_env!("REVISION").filter(|revision| !revision.is_empty()).unwrap_or("unknown")
 }
 
+/// The boot time that was told last, in Unix seconds. It outlives the sampler.
+static BOOT_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
+/// The kernel computes the boot time from the clock, which may be corrected by seconds: that is no other boot.
+const SAME_BOOT: u64 = 60;
+
 struct Exporter {
     host: Host,
+    /// See [`BOOT_TOLD`].
+    boot_told: Arc<AtomicU64>,
+}
+
+impl Exporter {
+    /// Tells of a boot that was not told yet.
+    fn tell_boot(&self, boot: u64, out: &mut Batch) {
+        if self.boot_told.load(Ordering::Relaxed).abs_diff(boot) <= SAME_BOOT {
+            return;
+        }
+        self.boot_told.store(boot, Ordering::Relaxed);
+        let release = fs::read_to_string(self.host.path("/proc/sys/kernel/osrelease"));
+        let kernel = release.map(|text| format!(" (kernel {})", text.trim())).unwrap_or_default();
+        let at = UNIX_EPOCH.checked_add(Duration::from_secs(boot));
+        out.event(at.unwrap_or(UNIX_EPOCH), "reboot", format!("the node started{kernel}"));
+    }
 }
 
 impl BlockingSampler for Exporter {
@@ -101,6 +126,7 @@ impl BlockingSampler for Exporter {
         );
         if let Some(boot) = all.boot_time {
             out.push(&BOOT, [], boot);
+            self.tell_boot(boot, out);
         }
         if let Err(error) = process(out) {
             out.fail(SampleError::call("/proc/self", error));
@@ -119,7 +145,7 @@ fn process(out: &mut Batch) -> Result<(), procfs::ProcError> {
     out.push(&RSS, [], stat.rss * rustix::param::page_size() as u64);
     out.push(&VIRTUAL, [], stat.vsize);
     out.push(&THREADS, [], stat.num_threads);
-    out.push(&FDS, [], std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1));
+    out.push(&FDS, [], fs::read_dir("/proc/self/fd")?.count().saturating_sub(1));
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if let Some(max) = limit.current {
         out.push(&MAX_FDS, [], max);
@@ -142,11 +168,33 @@ mod tests {
     fn the_agent_reports_itself_even_where_nothing_was_detected() {
         let host = Host::at("/nonexistent").with_facts(Facts::default());
         let mut out = Batch::default();
-        Exporter { host }.sample(&mut out).unwrap();
+        Exporter { host, boot_told: Arc::default() }.sample(&mut out).unwrap();
         assert_eq!(out.series(&NODE), 1);
         assert_eq!(out.series(&BOOT), 0);
         assert!(out.value(&RSS, []).is_some_and(|rss| rss > 1e5));
         assert!(out.value(&FDS, []).is_some_and(|fds| fds >= 3.0));
         assert_eq!(out.reasons(), [""; 0]);
+    }
+
+    #[test]
+    fn the_start_of_the_node_is_told_once_however_often_the_sampler_is_built() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("proc/sys/kernel");
+        fs::create_dir_all(&folder).unwrap();
+        let boot_told = Arc::default();
+        let told = |boot| {
+            let facts = Facts { boot_time: Some(boot), ..Facts::default() };
+            let host = Host::at(root.path()).with_facts(facts);
+            let mut out = Batch::default();
+            Exporter { host, boot_told: Arc::clone(&boot_told) }.sample(&mut out).unwrap();
+            out.take_events()
+        };
+        fs::write(folder.join("osrelease"), "6.1.0-40-amd64\n").unwrap();
+        let first = told(1_700_000_000);
+        assert_eq!((first[0].kind.as_str(), first[0].time), ("reboot", 1_700_000_000.0));
+        assert_eq!(first[0].text, "the node started (kernel 6.1.0-40-amd64)");
+        assert_eq!([told(1_700_000_000), told(1_700_000_002)], [[], []], "the clock was corrected");
+        fs::remove_file(folder.join("osrelease")).unwrap();
+        assert_eq!(told(1_700_009_000)[0].text, "the node started");
     }
 }
