@@ -29,6 +29,28 @@ impl Answers {
     }
 }
 
+/// Whether the local member knows a leader.
+#[derive(Debug, Default)]
+pub struct Leads(Option<bool>);
+
+impl Leads {
+    /// Tells log and timeline when the member of this `datastore` ceases to know a leader, and when it knows one again.
+    pub fn see(&mut self, datastore: &str, leads: bool, out: &mut Batch) {
+        let now = SystemTime::now();
+        match (self.0.replace(leads), leads) {
+            (None | Some(true), false) => {
+                tracing::warn!("{datastore} has no leader");
+                out.event(now, "leader_lost", format!("{datastore} has no leader"));
+            }
+            (Some(false), true) => {
+                tracing::info!("{datastore} has a leader again");
+                out.event(now, "leader_found", format!("{datastore} has a leader again"));
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Elections, by leader and term.
 #[derive(Debug, Default)]
 pub struct Elections {

@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use crate::member::{Answers, Elections};
+use crate::member::{Answers, Elections, Leads};
 use crate::sample::Batch;
 
 /// What earlier runs saw.
 #[derive(Debug, Default)]
 pub(super) struct History {
     answers: Answers,
-    has_leader: Option<bool>,
+    leads: Leads,
     elections: Elections,
 }
 
@@ -26,21 +26,12 @@ impl History {
         term: Option<u64>,
         out: &mut Batch,
     ) {
-        let now = SystemTime::now();
-        match (self.has_leader.replace(leader.is_some()), leader) {
-            (None | Some(true), None) => {
-                tracing::warn!("dqlite has no leader");
-                out.event(now, "leader_lost", "dqlite has no leader");
-            }
-            (Some(false), Some((_, address))) => {
-                tracing::info!(leader = address, "dqlite has a leader again");
-            }
-            _ => {}
-        }
+        self.leads.see("dqlite", leader.is_some(), out);
         let Some((id, address)) = leader else { return };
         // The term is read from a file before the question, so a new leader may come with the old one.
         if self.elections.see(id, term) {
-            out.event(now, "leader_changed", format!("dqlite member {address} was elected leader"));
+            let text = format!("dqlite member {address} was elected leader");
+            out.event(SystemTime::now(), "leader_changed", text);
         }
     }
 
@@ -73,9 +64,10 @@ mod tests {
         assert_eq!(see(3, 9), 3, "and its term a run later");
         assert_eq!(see(0, 9), 3, "nobody leads");
         assert_eq!(see(3, 10), 4);
-        let told = kinds(out);
+        let mut told = kinds(out);
         assert_eq!(told.iter().filter(|kind| *kind == "leader_changed").count(), 4);
-        assert_eq!(told.iter().filter(|kind| *kind == "leader_lost").count(), 1);
+        told.retain(|kind| kind != "leader_changed");
+        assert_eq!(told, ["leader_lost", "leader_found"]);
     }
 
     #[test]
