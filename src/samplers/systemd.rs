@@ -408,9 +408,15 @@ fn happened(
         }
     }
     let state = track::state(&unit.active_state);
-    if tracker.turned(state) && state == "failed" {
-        let result = details.result.as_deref().unwrap_or("unknown");
-        out.event(changed, "unit_failed", format!("{name} has failed: {result}"));
+    if let Some(kind) = tracker.turned(state) {
+        let text = match kind {
+            "unit_failed" => {
+                format!("{name} has failed: {}", details.result.as_deref().unwrap_or("unknown"))
+            }
+            "unit_started" => format!("{name} has started"),
+            _ => format!("{name} has stopped"),
+        };
+        out.event(changed, kind, text);
     }
 }
 

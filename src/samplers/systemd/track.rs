@@ -133,6 +133,8 @@ pub(super) struct Tracker {
     pub(super) exit: Option<Exit>,
     /// Its state at the last look.
     state: Option<&'static str>,
+    /// Whether it was running when it was last in a state that says so.
+    runs: Option<bool>,
 }
 
 impl Tracker {
@@ -174,9 +176,23 @@ impl Tracker {
         new
     }
 
-    /// Takes the state; true when it has changed since the last look.
-    pub(super) fn turned(&mut self, state: &'static str) -> bool {
-        self.state.replace(state).is_some_and(|before| before != state)
+    /// Takes the state; the kind of event that it is, if it is one. At the first look a failure is one: systemd says
+    /// since when. The way from a crash to the next start, `activating`, is none: its exit and its restart are told.
+    pub(super) fn turned(&mut self, state: &'static str) -> Option<&'static str> {
+        let before = self.state.replace(state);
+        let runs = match state {
+            "active" | "reloading" => true,
+            "inactive" | "failed" => false,
+            // A unit that is on its way at the first look has not started yet.
+            _ => self.runs.unwrap_or(state != "activating"),
+        };
+        let ran = self.runs.replace(runs);
+        match (ran, runs) {
+            (_, false) if state == "failed" && before != Some("failed") => Some("unit_failed"),
+            (Some(true), false) => Some("unit_stopped"),
+            (Some(false), true) => Some("unit_started"),
+            _ => None,
+        }
     }
 }
 
@@ -255,12 +271,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_look_is_no_change_of_state() {
+    fn told(states: &[&'static str]) -> Vec<&'static str> {
         let mut tracker = Tracker::default();
-        let turned: Vec<bool> =
-            ["failed", "failed", "active", "failed"].map(|s| tracker.turned(s)).into();
-        assert_eq!(turned, [false, false, true, true]);
+        states.iter().map(|state| tracker.turned(state).unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn a_start_a_stop_and_a_failure_are_told_once() {
+        let told =
+            told(&["active", "active", "deactivating", "inactive", "inactive", "activating"]);
+        assert_eq!(told, ["", "", "", "unit_stopped", "", ""]);
+        let mut tracker = Tracker::default();
+        let mut turned = |state| tracker.turned(state);
+        assert_eq!(turned("inactive"), None, "the first look is no change");
+        assert_eq!(turned("active"), Some("unit_started"));
+        assert_eq!(turned("failed"), Some("unit_failed"));
+        assert_eq!(turned("failed"), None);
+        assert_eq!(turned("inactive"), None, "somebody has reset it");
+    }
+
+    #[test]
+    fn a_failure_from_before_the_first_look_is_told() {
+        assert_eq!(told(&["failed", "failed", "active"]), ["unit_failed", "", "unit_started"]);
+    }
+
+    #[test]
+    fn a_unit_that_starts_with_the_node_is_told_and_a_crash_loop_is_neither_start_nor_stop() {
+        assert_eq!(told(&["activating", "active"]), ["", "unit_started"]);
+        assert_eq!(told(&["active", "activating", "active", "reloading", "active"]), [""; 5]);
     }
 
     #[test]
