@@ -6,12 +6,16 @@ use std::io::IsTerminal;
 use super::{Profile, Range, Seen};
 use crate::runbook;
 use crate::self_metrics::State;
+use crate::timeline;
 use crate::verdict::{Health, Measure, Verdict};
 
 /// Bytes to which the first line of a plugin is filled up, so that it fits on a phone's notification.
 const LINE: usize = 100;
 /// No first line is much longer, whatever its first finding says; `-v` says all of it.
 const LONGEST: usize = 150;
+/// A person is shown so many events of how it began, and so many bytes of each.
+const FIRST: usize = 5;
+const EVENT: usize = 100;
 
 /// For a monitoring system: one line with performance data; more lines with a `verbosity` of 1 (what
 /// is wrong), 2 (everything) or 3 (and how it was found).
@@ -144,6 +148,7 @@ pub fn text(seen: &Seen, profile: Profile, verbosity: u8) -> String {
         out.push_str(&format!("\n{overall}: all {} checks are well.\n", status.verdicts.len()));
         return out;
     };
+    out.push_str(&beginning(seen, &paint));
     let wrong = status.verdicts.iter().filter(|v| v.health > Health::Ok).count();
     let all = status.verdicts.len();
     let first = if begin.alert.is_empty() { begin.what.as_str() } else { &begin.alert };
@@ -163,6 +168,26 @@ pub fn text(seen: &Seen, profile: Profile, verbosity: u8) -> String {
         out.push_str(&format!("  {line}\n"));
     }
     out.push_str(&format!("\nThen go on with {page}\n"));
+    out
+}
+
+/// How the trouble of now began, from the events of a running agent. A round of the check's own knows nothing of before.
+fn beginning(seen: &Seen, paint: &Paint) -> String {
+    let episode = timeline::episode(&seen.status.events);
+    if !seen.by_agent || episode.is_empty() {
+        return String::new();
+    }
+    let mut out = format!("\n{}\n", paint.bold("What happened first, in UTC"));
+    for event in episode.iter().take(FIRST) {
+        let ago = format!("({})", event.ago());
+        let time = paint.faint(&format!("{} {ago:<13}", timeline::moment(event.at())));
+        let text = cut(&event.text, EVENT);
+        out.push_str(&format!("  {time}  {:<10} {text}\n", event.source));
+    }
+    let more = episode.len().saturating_sub(FIRST);
+    if more > 0 {
+        out.push_str(&format!("  {}\n", paint.faint(&format!("and {more} more since"))));
+    }
     out
 }
 
@@ -439,6 +464,38 @@ mod tests {
         assert!(text.contains("  for i in 1 2 3 4; do curl"), "{text}");
         assert!(text.contains("ControlPlaneDiskSyncStuck.md"));
         assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");
+    }
+
+    #[test]
+    fn a_person_is_told_what_happened_first_and_a_plugin_is_not() {
+        let wrong = verdict(Topic::Datastore, Health::Critical, "etcd member", "does not answer");
+        let mut ill = seen(vec![wrong]);
+        let event = |n: f64| timeline::Event {
+            time: 1_700_000_000.0 + n,
+            source: "kernel".into(),
+            kind: "block_io_error".into(),
+            text: format!("event {n} {}", "x".repeat(EVENT)),
+        };
+        // A day of quiet, and then seven events.
+        ill.status.events = (1..=8).map(|n| event(f64::from(n))).collect();
+        ill.status.events[0].time -= 86_400.0;
+        let shown = text(&ill, Profile::All, 0);
+        let lines: Vec<_> = shown.lines().filter(|line| line.contains("event ")).collect();
+        assert_eq!(lines.len(), FIRST, "{shown}");
+        assert!(
+            lines[0].contains("  2023-11-14 22:13:22 (") && lines[0].contains("kernel     event 2")
+        );
+        assert!(lines.iter().all(|line| line.len() <= 150 && line.ends_with("...")), "{shown}");
+        assert!(shown.contains("\n  and 2 more since\n"), "{shown}");
+        let order = ["does not answer", "What happened first", "event 2", "CRITICAL: 1 of 1"];
+        assert!(order.windows(2).all(|pair| shown.find(pair[0]) < shown.find(pair[1])), "{shown}");
+        assert!(!nagios(&ill, Profile::All, 3).contains("event"));
+
+        ill.by_agent = false;
+        assert!(!text(&ill, Profile::All, 0).contains("What happened first"));
+        let mut well = seen(vec![verdict(Topic::Disk, Health::Ok, "syncs", "")]);
+        well.status.events = ill.status.events;
+        assert!(!text(&well, Profile::All, 0).contains("What happened first"));
     }
 
     #[test]
