@@ -10,6 +10,7 @@ mod patience;
 mod port;
 pub mod socket;
 mod status;
+mod timeline;
 mod tls;
 
 use std::sync::Arc;
@@ -111,17 +112,19 @@ impl App {
 }
 
 /// The paths of all pages but the figures.
-pub const PAGES: [&str; 5] = ["/", "/api/v1/status", "/-/healthy", "/-/ready", "/-/reload"];
+pub const PAGES: [&str; 6] =
+    ["/", "/api/v1/status", "/api/v1/timeline", "/-/healthy", "/-/ready", "/-/reload"];
 
 /// All pages.
 pub fn router(app: App) -> Router {
     let path = app.telemetry_path.clone();
-    let [page, json, healthy, is_ready, reloads] = PAGES;
+    let [page, json, events, healthy, is_ready, reloads] = PAGES;
     let room = app.room.clone();
     Router::new()
         .route(&path, get(metrics))
         .route(page, get(status::page))
         .route(json, get(status::json))
+        .route(events, get(timeline::json))
         .route_layer(axum::middleware::from_fn(move |request, next| {
             few(room.clone(), request, next)
         }))
@@ -151,11 +154,12 @@ async fn few(room: Option<Arc<Semaphore>>, request: Request, next: Next) -> Resp
     }
 }
 
-/// What the Unix socket serves: the pages that change nothing and that a check asks for.
+/// What the Unix socket serves: the pages that change nothing and that a check, or a person, asks for.
 pub fn local_router(app: App) -> Router {
-    let [_, json, healthy, ..] = PAGES;
+    let [_, json, events, healthy, ..] = PAGES;
     Router::new()
         .route(json, get(status::json))
+        .route(events, get(timeline::json))
         .route(healthy, get(async || "healthy\n"))
         .with_state(app)
 }

@@ -1,16 +1,17 @@
 //! The status of the agent as a page and as JSON.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract;
 use axum::response::Html;
 
-use super::App;
+use super::{App, timeline};
 use crate::runbook;
 use crate::samplers;
 use crate::self_metrics::State;
 use crate::status::{self, Status};
+use crate::timeline::moment;
 use crate::verdict::{self, Health, Topic, Verdict};
 
 /// `/api/v1/status`.
@@ -36,7 +37,9 @@ h1, p, th, td, li { overflow-wrap: anywhere; font-variant-numeric: tabular-nums 
 .ok { color: light-dark(#176b2c, #7fd394) } .unknown { color: light-dark(#6b3fa0, #cdb4f6) }
 .warning { color: light-dark(#8a5200, #f5c26b) } .critical { color: light-dark(#a4151b, #ff9a94) }
 .verdict { border: 2px solid; border-radius: .4rem; padding: .5rem .8rem; margin: .8rem 0; font-weight: 600; font-size: 1.15rem }
-ul { padding-left: 1.2rem } .events { list-style: none; padding: 0 } .events li { padding: .25rem 0; border-top: 1px solid var(--line) }
+ul { padding-left: 1.2rem } .events { list-style: none; padding: 0; margin: 0 } .events li { padding: .25rem 0; border-top: 1px solid var(--line) }
+.events li > * { display: block } @media (min-width: 64rem) { .events li { display: grid; grid-template-columns: 19rem 16rem 1fr; column-gap: .9rem } }
+summary { padding: .4rem 0; color: var(--soft) }
 @media (min-width: 64rem) { .topics { columns: 2; column-gap: 3rem; margin-top: 1.6rem } .topics section { break-inside: avoid; padding-bottom: 1.6rem } .topics h2 { margin-top: 0 } }
 @media (max-width: 40rem) { thead { display: none } tr { display: grid; grid-template-columns: 6.8rem 1fr; border-top: 1px solid var(--line); padding: .3rem 0 } th, td { border: 0; padding: 0 } td + th ~ td { grid-column: 2 } td:empty { display: none } tbody th, .samplers tbody th, .samplers td:nth-child(3), .health { width: auto } table:not(.samplers) th + td { font-weight: 600 } td > .soft, td > a { font-weight: normal } }
 ";
@@ -51,6 +54,7 @@ pub(super) async fn page(
 ) -> Html<String> {
     let facts = app.facts.borrow().clone();
     let verdicts = status::verdicts(&app.store, &facts, app.is_ready());
+    let events = app.store.events();
     let host = escape(if facts.hostname.is_empty() { "this node" } else { &facts.hostname });
     let overall = overall(&verdicts, app.is_ready());
     let notes: String = facts.notes.iter().map(|n| format!("<li>{}\n", escape(n))).collect();
@@ -83,23 +87,21 @@ pub(super) async fn page(
 <p class=soft>made {now} UTC · {again}</p>
 {overall}
 {wrong}
-<div class=topics>
+{beginning}<div class=topics>
 {topics}</div>
-<h2>What happened, in UTC, the newest first</h2>
-<ul class=events>
-{events}</ul>
-<h2>All samplers</h2>
+{timeline}<h2>All samplers</h2>
 <table class=samplers><thead><tr><th scope=col class=health>State<th scope=col>Sampler<th scope=col>Every<th scope=col>Why<tbody>
 {samplers}</table>
 {notes}</main>
-<footer><p class=soft>controlplane-exporter {version} · <a href=\"{metrics}\">all figures</a> · <a href=\"/api/v1/status\">this page as JSON</a></p></footer>
+<footer><p class=soft>controlplane-exporter {version} · <a href=\"{metrics}\">all figures</a> · <a href=\"/api/v1/status\">this page as JSON</a> · <a href=\"/api/v1/timeline\">the timeline as JSON</a></p></footer>
 ",
         title = verdict::worst(&verdicts).as_str(),
         icon = icon(verdict::worst(&verdicts)),
         node = escape(&facts.to_string()),
         wrong = wrong(&verdicts),
         topics = topics(&app, &verdicts),
-        events = events(&app),
+        beginning = timeline::beginning(&events, verdict::worst(&verdicts) == Health::Ok),
+        timeline = timeline::section(&events),
         samplers = samplers(&app),
         version = env!("CARGO_PKG_VERSION"),
         metrics = app.telemetry_path,
@@ -257,35 +259,7 @@ fn samplers(app: &App) -> String {
     rows
 }
 
-fn events(app: &App) -> String {
-    let mut events = String::new();
-    // The kernel's log is read from its beginning, so old news may come last.
-    let mut all = app.store.events();
-    all.sort_by(|a, b| b.time.total_cmp(&a.time));
-    for event in all.iter().take(40) {
-        // A date is printed up to the year 9999 only; the time of a garbled record may be later.
-        let seconds = event.time.clamp(0.0, 253_402_300_799.0);
-        let at = UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        let ago = verdict::length(at.elapsed().unwrap_or_default().as_secs_f64().round());
-        events.push_str(&format!(
-            "<li><time datetime={}>{} ({ago} ago)</time> {}\n",
-            humantime::format_rfc3339_seconds(at),
-            moment(at),
-            escape(&event.text)
-        ));
-    }
-    if events.is_empty() {
-        events = "<li>nothing since the agent started\n".into();
-    }
-    events
-}
-
-/// Date and time of day.
-fn moment(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string().replace(['T', 'Z'], " ").trim_end().to_owned()
-}
-
 /// Text that stays text inside HTML.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

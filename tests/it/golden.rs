@@ -129,7 +129,7 @@ fn no_secret_of_a_fixture_reaches_a_page() {
             Duration::from_secs(30),
             |_| agent.get("/-/ready").is_ok_and(|ready| ready.status == 200),
         );
-        for path in ["/", "/metrics", "/api/v1/status"] {
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/timeline"] {
             assert!(!agent.get(path).unwrap().text().contains("SECRET"), "{case}{path}");
         }
         assert!(!agent.log().contains("SECRET"), "{case}: the log");

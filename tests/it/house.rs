@@ -97,6 +97,7 @@ fn pages_that_are_not_there_answer_404_and_the_others_answer() {
         ("/", 200),
         ("/-/healthy", 200),
         ("/api/v1/status", 200),
+        ("/api/v1/timeline", 200),
         ("/-/reload", 405),
         ("/metrics/", 404),
         ("/../etc/passwd", 404),

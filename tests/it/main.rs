@@ -34,4 +34,5 @@ mod registry_keys;
 mod shipped;
 mod snap;
 mod systemd;
+mod timeline;
 mod web;

@@ -89,7 +89,7 @@ pub(crate) fn look(agent: &Agent, name: &str) {
 }
 
 #[track_caller]
-fn ready(agent: &Agent) {
+pub(crate) fn ready(agent: &Agent) {
     agent.wait_until("the first round", "controlplane_sampler_up", 30 * SECOND, |_| {
         agent.get("/-/ready").is_ok_and(|ready| ready.status == 200)
     });
@@ -212,7 +212,7 @@ fn a_healthy_node_says_so_to_everybody_and_keeps_its_key() {
     let key = std::fs::read_to_string(&node.cluster.pki.client.key).unwrap();
     let line = key.lines().nth(1).unwrap();
     assert!(line.len() > 40, "no key: {line}");
-    for path in ["/", "/api/v1/status", "/metrics"] {
+    for path in ["/", "/api/v1/status", "/api/v1/timeline", "/metrics"] {
         let text = node.agent.get(path).unwrap().text();
         assert!(!text.contains(line) && !text.contains("PRIVATE KEY"), "{path} shows the key");
     }
@@ -277,7 +277,7 @@ fn no_password_of_an_address_and_no_line_of_a_broken_file_reaches_a_page() {
         let rootfs = Some(root.path().to_owned());
         let agent = Agent::start_with(Options { rootfs, ..Options::default() });
         ready(&agent);
-        for path in ["/", "/metrics", "/api/v1/status"] {
+        for path in ["/", "/metrics", "/api/v1/status", "/api/v1/timeline"] {
             let text = agent.get(path).unwrap().text();
             assert!(!text.contains("PLANTED"), "{path} of {file}: {text}");
         }

@@ -341,6 +341,7 @@ fn every_page_is_behind_the_password_and_the_unix_socket_is_not() {
         ("GET", "/", 200),
         ("GET", "/metrics", 200),
         ("GET", "/api/v1/status", 200),
+        ("GET", "/api/v1/timeline", 200),
         ("GET", "/-/healthy", 200),
         ("POST", "/-/reload", 200),
         ("GET", "/-/reload", 405),
@@ -828,7 +829,7 @@ fn no_password_and_no_key_is_shown_anywhere() {
     options.args.push("--log.level=debug".into());
     let agent = Agent::start_with(options);
     let mut shown = String::new();
-    for path in ["/", "/metrics", "/api/v1/status"] {
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/timeline"] {
         let answer = web.curl(agent.address(), path, &["--user", "alice:plainsecret"]);
         assert_eq!(answer.status, 200, "{answer:?}");
         shown.push_str(&answer.output.stdout);
