@@ -12,6 +12,7 @@ use crate::lab::agent::{Agent, Options};
 use crate::lab::browser::{Browser, View};
 use crate::lab::disk::Disk;
 use crate::lab::process::{bound_command, output, run};
+use crate::lab::systemd::Container;
 use crate::{check, page};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -166,6 +167,43 @@ fn it_is_behind_the_password_and_on_the_socket_without_one() {
     let socket = agent.socket().display().to_string();
     let answer = ask(&["--unix-socket", &socket, "http://localhost/api/v1/timeline?order=oldest"]);
     assert!(answer.starts_with("{\"events\":[") && answer.ends_with("]}200"), "{answer}");
+}
+
+#[test]
+fn a_unit_that_somebody_stops_and_starts_is_told_and_one_that_has_failed_before_is_too() {
+    let _turn = lab::together();
+    let container = Container::boot();
+    container.install_unit("k3s.service", "[Service]\nExecStart=/bin/sleep 9999\n");
+    container.install_unit("etcd.service", "[Service]\nExecStart=/bin/false\n");
+    container.systemctl(&["start", "k3s.service", "etcd.service"]);
+    lab::wait_for("a failed unit", 10 * SECOND, || {
+        let state = container.show("etcd.service", "ActiveState");
+        if state == "failed" { Ok(()) } else { Err(state) }
+    });
+    let agent = Agent::start(&format!(
+        "systemd: {{units: [k3s.service, etcd.service], bus: '{}', interval: 300ms}}",
+        container.bus_address()
+    ));
+    let told = || -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let all = timeline(&agent, "?order=oldest").into_iter();
+        let own = all.filter(|event| event["source"] == "systemd" && event["kind"] != "unit_exit");
+        own.map(|event| (text(&event["kind"]), text(&event["text"]))).collect()
+    };
+    let wait = |count: usize| {
+        lab::wait_for("events of the units", 10 * SECOND, || {
+            let told = told();
+            if told.len() >= count { Ok(told) } else { Err(format!("{told:?}")) }
+        })
+    };
+    let failed = ("unit_failed".to_owned(), "etcd.service has failed: exit-code".to_owned());
+    assert_eq!(wait(1), [failed.clone()]);
+    container.systemctl(&["stop", "k3s.service"]);
+    let stopped = ("unit_stopped".to_owned(), "k3s.service has stopped".to_owned());
+    assert_eq!(wait(2), [failed.clone(), stopped.clone()]);
+    container.systemctl(&["start", "k3s.service"]);
+    let started = ("unit_started".to_owned(), "k3s.service has started".to_owned());
+    assert_eq!(wait(3), [failed, stopped, started]);
 }
 
 #[test]
