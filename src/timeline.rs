@@ -7,7 +7,7 @@
 //! When it is full, the oldest event goes of those kinds that has most: a disk that fails ten thousand times must not
 //! push out the one line that says why.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,13 @@ pub fn episode(events: &[Event]) -> &[Event] {
     let quiet = |pair: &[Event]| pair[1].time - pair[0].time >= GAP.as_secs_f64();
     let begin = events.windows(2).rposition(quiet).map_or(0, |before| before + 1);
     &events[begin..]
+}
+
+/// How an episode went: its first event of each source and kind, in order. What repeats itself would hide what follows
+/// from it.
+pub fn firsts(episode: &[Event]) -> Vec<&Event> {
+    let mut seen = HashSet::new();
+    episode.iter().filter(|event| seen.insert((&event.source, &event.kind))).collect()
 }
 
 /// Whether it is worth saying how this episode began: the node is not well, or was not a short time ago.
@@ -202,6 +209,18 @@ mod tests {
         assert_eq!(of(&[0.0, 29.0, 58.0, 87.0]), 4, "however long it lasts");
         assert_eq!(of(&[0.0, 29.9, 59.9]), 1, "30 minutes end it");
         assert_eq!(of(&[0.0, 10.0, 100.0, 110.0, 200.0, 201.0]), 2);
+    }
+
+    #[test]
+    fn what_happened_first_is_the_first_of_each_kind() {
+        let kinds = ["io", "io", "abort", "io", "down", "abort"];
+        let events: Vec<_> = (0..).zip(kinds).map(|(n, k)| event(n.into(), k, k)).collect();
+        let mut other = event(9.0, "io", "of another source");
+        other.source = "journal".into();
+        let all = [events, vec![other]].concat();
+        let told: Vec<_> = firsts(&all).iter().map(|event| (event.time, &*event.text)).collect();
+        let expected = [(0.0, "io"), (2.0, "abort"), (4.0, "down"), (9.0, "of another source")];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -73,11 +73,12 @@ pub(super) fn beginning(events: &[Event], well: bool) -> String {
     if !timeline::is_told(episode, well) {
         return String::new();
     }
-    let rows: String = episode.iter().take(FIRST).map(row).collect();
-    let more = match episode.len().saturating_sub(FIRST) {
+    let shown: Vec<_> = timeline::firsts(episode).into_iter().take(FIRST).collect();
+    let rows: String = shown.iter().map(|event| row(event)).collect();
+    let more = match episode.len() - shown.len() {
         0 => String::new(),
         more => format!(
-            "<p class=soft>and {more} more since, in the <a href=\"#timeline\">timeline</a></p>\n"
+            "<p class=soft>and {more} more, in the <a href=\"#timeline\">timeline</a></p>\n"
         ),
     };
     format!("<h2>What happened first, in UTC</h2>\n<ol class=events>\n{rows}</ol>\n{more}")
@@ -129,7 +130,7 @@ mod tests {
         let event = |n: u32| Event {
             time: now - f64::from(count - n),
             source: "kernel".into(),
-            kind: "block_io_error".into(),
+            kind: format!("kind_{}", n.min(9)),
             text: format!("event <{n}>"),
         };
         (0..count).map(event).collect()
@@ -170,8 +171,14 @@ mod tests {
         let html = beginning(&events(10), false);
         let at = |n: u32| html.find(&format!("event &lt;{n}&gt;"));
         assert!(at(0).is_some() && at(0) < at(7) && at(8).is_none(), "{html}");
-        assert!(html.contains("and 2 more since"), "{html}");
-        assert!(!beginning(&events(8), false).contains("more since"));
+        assert!(html.contains("and 2 more, in"), "{html}");
+        assert!(!beginning(&events(8), false).contains("more, in"));
+        let mut noise = events(8);
+        for event in &mut noise {
+            event.kind = "noise".into();
+        }
+        let html = beginning(&noise, false);
+        assert!(html.contains("event &lt;0&gt;") && html.contains("and 7 more, in"), "{html}");
         assert_eq!(beginning(&[], false), "");
     }
 
@@ -193,7 +200,7 @@ mod tests {
         for part in [
             "datetime=2023-11-14T22:13:20Z>2023-11-14 22:13:20 ",
             " days ago)",
-            "kernel: block_<wbr>io_<wbr>error",
+            "kernel: kind_<wbr>0",
             "&lt;b&gt; &amp; &quot;c&quot;",
         ] {
             assert!(html.contains(part), "{part}: {html}");
