@@ -18,8 +18,68 @@ pub fn not_after(pem: &[u8]) -> Result<SystemTime, String> {
     let der = CertificateDer::from_pem_slice(pem)
         .map_err(|_| "holds no certificate in PEM form".to_owned())?;
     let certificate = parse(&der).ok_or("its certificate cannot be read")?;
+    Ok(end_of(&certificate))
+}
+
+fn end_of(certificate: &X509Certificate) -> SystemTime {
     let seconds = certificate.validity().not_after.timestamp();
-    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// It signs others.
+    Ca,
+    /// A server shows it, and perhaps a client as well.
+    Server,
+    /// A client shows it.
+    Client,
+    /// It does not say.
+    Other,
+}
+
+/// Of a certificate, what matters for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// What it is for.
+    pub usage: Usage,
+}
+
+/// All certificates of a PEM text, in its order. Nothing between them is decoded, so no key is.
+///
+/// # Errors
+///
+/// A sentence when the text holds no certificate, or one that cannot be read.
+pub fn summaries(pem: &str) -> Result<Vec<Summary>, String> {
+    let mut found = Vec::new();
+    let mut rest = pem;
+    while let Some(start) = rest.find(BEGIN) {
+        let section = &rest[start..];
+        let end = section.find(END).map(|end| end + END.len());
+        let (section, after) = section.split_at(end.ok_or("its certificate has no end")?);
+        let der = CertificateDer::from_pem_slice(section.as_bytes())
+            .map_err(|_| "its certificate is no base64")?;
+        found.push(summary(&parse(&der).ok_or("its certificate cannot be read")?));
+        rest = after;
+    }
+    if found.is_empty() { Err("holds no certificate in PEM form".into()) } else { Ok(found) }
+}
+
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
+
+fn summary(certificate: &X509Certificate) -> Summary {
+    let usage = certificate.extended_key_usage().ok().flatten().map(|usage| usage.value);
+    let usage = match usage {
+        _ if certificate.is_ca() => Usage::Ca,
+        Some(usage) if usage.server_auth => Usage::Server,
+        Some(usage) if usage.client_auth => Usage::Client,
+        _ => Usage::Other,
+    };
+    Summary { not_after: end_of(certificate), usage }
 }
 
 /// The alternative names of a certificate: DNS, e-mail, URI and IP addresses. None where it is no DER, or names it twice.
@@ -51,7 +111,8 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rcgen::{CertificateParams, KeyPair, SanType};
+    use rcgen::ExtendedKeyUsagePurpose::{self, ClientAuth, ServerAuth};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 
     #[test]
     fn all_kinds_of_alternative_names_are_found() {
@@ -86,11 +147,38 @@ mod tests {
         assert!(not_after(garbage.as_bytes()).unwrap_err().contains("cannot be read"));
     }
 
+    #[test]
+    fn every_certificate_of_a_chain_is_read_and_nothing_between_them() {
+        let pem = |year: i32, ca: bool, usages: &[ExtendedKeyUsagePurpose]| {
+            let mut params = CertificateParams::new(vec!["one.example".into()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            params.extended_key_usages = usages.to_vec();
+            if ca {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }
+            params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+        };
+        let key = "-----BEGIN PRIVATE KEY-----\n!no base64!\n-----END PRIVATE KEY-----\n";
+        let server = pem(2031, false, &[ServerAuth, ClientAuth]);
+        let text = format!("{server}{key}{}", pem(2041, true, &[]));
+        let found = summaries(&text).unwrap();
+        let usages: Vec<_> = found.iter().map(|one| one.usage).collect();
+        assert_eq!(usages, [Usage::Server, Usage::Ca]);
+        assert!(found[0].not_after < found[1].not_after);
+        assert_eq!(summaries(&pem(2031, false, &[ClientAuth])).unwrap()[0].usage, Usage::Client);
+        assert_eq!(summaries(&pem(2031, false, &[])).unwrap()[0].usage, Usage::Other);
+        assert!(summaries(key).unwrap_err().contains("no certificate"));
+        assert!(summaries(&text[..text.len() - 40]).unwrap_err().contains("no end"));
+        let garbage = format!("{server}{BEGIN}\nAAAA\n{END}\n");
+        assert!(summaries(&garbage).unwrap_err().contains("cannot be read"));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, at: usize, byte: u8) {
             drop(names(&bytes));
             drop(not_after(&bytes));
+            drop(summaries(&format!("{BEGIN}\n{}\n{END}", String::from_utf8_lossy(&bytes))));
             let params = CertificateParams::new(vec!["one.example".into()]).unwrap();
             let mut der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
             let at = at % der.len();

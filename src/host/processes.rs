@@ -32,17 +32,34 @@ const PREFIXES: &[&str] = &["k3s-server", "k3s-agent", "rke2"];
 
 /// A process whose name is of interest.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub(super) pid: u32,
     pub(super) comm: String,
     /// The command line; blanks separate too, since k3s overwrites its own with one string.
-    pub(super) words: Vec<String>,
+    pub(crate) words: Vec<String>,
     cgroup: String,
 }
 
 impl Process {
+    /// The process, where its name is `wanted`.
+    fn read(proc: &Path, pid: u32, wanted: impl Fn(&str) -> bool) -> Option<Self> {
+        let folder = proc.join(pid.to_string());
+        let comm = text(&folder.join("comm"), MAX_SMALL)?.trim_end().to_owned();
+        wanted(&comm).then(|| Self {
+            pid,
+            comm,
+            words: words(&text(&folder.join("cmdline"), MAX_CMDLINE).unwrap_or_default()),
+            cgroup: text(&folder.join("cgroup"), MAX_SMALL).unwrap_or_default(),
+        })
+    }
+
+    /// Whether its program lies below `folder`.
+    pub(crate) fn runs_below(&self, folder: &str) -> bool {
+        self.words.first().is_some_and(|program| program.contains(folder))
+    }
+
     /// Whether it runs in a pod: static pods too.
-    pub(super) fn in_pod(&self) -> bool {
+    pub(crate) fn in_pod(&self) -> bool {
         // Seen from another pod's namespace a path may begin with `/../../pod<uid>`.
         self.cgroup.contains("kubepods")
             || self
@@ -53,7 +70,7 @@ impl Process {
     }
 
     /// Whether it runs in a container of any kind, so that it is not an installation here.
-    pub(super) fn contained(&self) -> bool {
+    pub(crate) fn contained(&self) -> bool {
         const MARKS: &[&str] = &["docker", "libpod", "cri-containerd", "crio", "lxc", "machine-"];
         self.in_pod() || MARKS.iter().any(|mark| self.cgroup.contains(mark))
     }
@@ -71,7 +88,7 @@ impl Process {
     }
 
     /// Whether a word of its command line contains `text`.
-    pub(super) fn mentions(&self, text: &str) -> bool {
+    pub(crate) fn mentions(&self, text: &str) -> bool {
         self.words.iter().any(|word| word.contains(text))
     }
 }
@@ -86,22 +103,11 @@ pub(super) struct Processes {
 impl Processes {
     pub(super) fn scan(host: &Host) -> Self {
         let proc = host.path(host.resolve("/proc").unwrap_or_else(|_| "/proc".into()));
-        let list = pids(&proc)
-            .into_iter()
-            .filter_map(|pid| {
-                let folder = proc.join(pid.to_string());
-                let comm = text(&folder.join("comm"), MAX_SMALL)?.trim_end().to_owned();
-                let wanted = NAMES.contains(&comm.as_str())
-                    || PREFIXES.iter().any(|prefix| comm.starts_with(prefix));
-                wanted.then(|| Process {
-                    pid,
-                    comm,
-                    words: words(&text(&folder.join("cmdline"), MAX_CMDLINE).unwrap_or_default()),
-                    cgroup: text(&folder.join("cgroup"), MAX_SMALL).unwrap_or_default(),
-                })
-            })
-            .take(MAX_KEPT)
-            .collect();
+        let wanted = |comm: &str| {
+            NAMES.contains(&comm) || PREFIXES.iter().any(|prefix| comm.starts_with(prefix))
+        };
+        let all = pids(&proc).into_iter().filter_map(|pid| Process::read(&proc, pid, wanted));
+        let list = all.take(MAX_KEPT).collect();
         Self { list, proc }
     }
 
@@ -133,32 +139,27 @@ impl Processes {
     }
 }
 
-/// When the oldest process of each name began whose program lies below `below` (`/snap/microk8s/`).
+/// When the oldest process of each of these names began that is `ours`.
 pub(crate) fn started(
     host: &Host,
     names: &BTreeSet<&str>,
-    below: &str,
+    ours: impl Fn(&Process) -> bool,
 ) -> BTreeMap<String, SystemTime> {
     let Some(boot) = host.facts().boot_time else { return BTreeMap::new() };
     let proc = host.path(host.resolve("/proc").unwrap_or_else(|_| "/proc".into()));
     let ticks = rustix::param::clock_ticks_per_second().max(1);
     let mut oldest = BTreeMap::new();
     for pid in pids(&proc) {
-        let folder = proc.join(pid.to_string());
-        let Some(name) = text(&folder.join("comm"), MAX_SMALL) else { continue };
-        let name = name.trim_end();
-        if !names.contains(name) {
+        let wanted = |comm: &str| names.contains(comm);
+        let Some(process) = Process::read(&proc, pid, wanted).filter(|found| ours(found)) else {
             continue;
-        }
-        let words = text(&folder.join("cmdline"), MAX_CMDLINE).unwrap_or_default();
-        let program = words.split('\0').next().unwrap_or_default();
+        };
+        let folder = proc.join(pid.to_string());
         let Ok(stat) = Stat::from_file(folder.join("stat")) else { continue };
-        if program.contains(below) {
-            let begun = boot.saturating_add(stat.starttime / ticks);
-            let begun = UNIX_EPOCH + Duration::from_secs(begun);
-            let known = oldest.entry(name.to_owned()).or_insert(begun);
-            *known = begun.min(*known);
-        }
+        let begun = boot.saturating_add(stat.starttime / ticks);
+        let begun = UNIX_EPOCH + Duration::from_secs(begun);
+        let known = oldest.entry(process.comm).or_insert(begun);
+        *known = begun.min(*known);
     }
     oldest
 }

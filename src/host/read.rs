@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 
@@ -129,13 +130,28 @@ fn absent(error: &io::Error) -> bool {
 /// What the kernel answers, and [`ErrorKind::InvalidData`] for something that is not a regular
 /// file or is larger than `limit`.
 pub(super) fn read_host(host: &Host, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = open_regular(&host.path(host.resolve(path)?))?;
+    read_dated(host, path, limit).map(|(bytes, _)| bytes)
+}
+
+/// As [`read_host`], and when the file was last changed.
+///
+/// # Errors
+///
+/// As for [`read_host`].
+pub(crate) fn read_dated(
+    host: &Host,
+    path: &Path,
+    limit: u64,
+) -> io::Result<(Vec<u8>, SystemTime)> {
+    // Every link has been followed, so one that is there now was put there since.
+    let file = open(&host.path(host.resolve(path)?), OFlags::NOFOLLOW)?;
+    let modified = file.metadata()?.modified()?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(invalid(&format!("larger than {limit} bytes")));
     }
-    Ok(bytes)
+    Ok((bytes, modified))
 }
 
 /// At most `limit` bytes of a file of `/proc` or `/sys`, whose folders are no links. Reading on
@@ -148,16 +164,24 @@ pub(super) fn read_virtual(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 
 /// Opens a file that is one, and neither waits for a writer nor becomes a controlling terminal.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let kind = fs::metadata(path)?.file_type();
-    if kind.is_dir() {
-        return Err(invalid("a directory, not a file"));
-    }
-    if !kind.is_file() {
-        return Err(invalid("not a regular file"));
-    }
+    open(path, OFlags::empty())
+}
+
+fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    check_kind(&fs::metadata(path)?)?;
     // NONBLOCK in case it became a FIFO between the two calls.
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+    let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    check_kind(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_kind(metadata: &fs::Metadata) -> io::Result<()> {
+    match metadata.file_type() {
+        kind if kind.is_dir() => Err(invalid("a directory, not a file")),
+        kind if kind.is_file() => Ok(()),
+        _ => Err(invalid("not a regular file")),
+    }
 }
 
 fn invalid(reason: &str) -> io::Error {
@@ -165,7 +189,7 @@ fn invalid(reason: &str) -> io::Error {
 }
 
 /// The names in a host directory, sorted, at most 4096 of them.
-pub(super) fn names(host: &Host, path: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn names(host: &Host, path: &Path) -> io::Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir(host.path(host.resolve(path)?))?
         .take(MAX_ENTRIES)
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -216,7 +216,7 @@ impl Args {
     fn processes(&self) -> BTreeMap<String, SystemTime> {
         let folder = self.snap().map_or("/snap/".to_owned(), |snap| format!("/snap/{snap}/"));
         let names: BTreeSet<&str> = FILES.iter().map(|(name, _)| comm(name)).collect();
-        processes::started(&self.host, &names, &folder)
+        processes::started(&self.host, &names, |process| process.runs_below(&folder))
     }
 
     /// What the program of `file` knows; nothing where that is not known.
