@@ -6,6 +6,7 @@
 //! [`Health::Unknown`].
 
 mod court;
+mod expiry;
 mod microk8s;
 mod topics;
 
@@ -52,7 +53,7 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
-    /// The systemd units, and the arguments that they start with.
+    /// The systemd units, and the arguments and certificates that they start with.
     Units,
     /// etcd, dqlite or kine, and what is in it.
     Datastore,
@@ -71,7 +72,7 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
-            Self::Units => &["systemd", "args"],
+            Self::Units => &["systemd", "args", "certificate"],
             Self::Datastore => &["etcd", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
         }
@@ -125,7 +126,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 15] = [
+pub const MEASURES: [&str; 16] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -134,6 +135,7 @@ pub const MEASURES: [&str; 15] = [
     "inodes_left",
     "restarts",
     "unknown_flags",
+    "certificate_expiry",
     "db_of_quota",
     "db_reclaimable",
     "read_p90",

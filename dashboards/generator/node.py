@@ -9,6 +9,7 @@ ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly"
 ALIVE = "group by (%n) (@exporter_build_info)"
 UNIT = "%n, unit"
 NO_ARGS = "no files of arguments here"
+ENDS = limits("ControlPlaneCertificateExpires", "time until the certificate ends")
 
 
 def some(*codes):
@@ -218,6 +219,7 @@ def build():
     )  # fmt: skip
     b.row("Arguments of the control plane")
     b.add(*arguments())
+    b.row("Certificates", certificates())
     b.row("The agent itself", agent())
     return b.build()
 
@@ -353,6 +355,35 @@ def arguments():
                 Column("Written ago", "min by (%n, file) (time() - @args_file_timestamp_seconds)", unit="s", decimals=0),
             ],
             size=(12, 9), none=NO_ARGS,
+        ),
+    ]  # fmt: skip
+
+
+def certificates():
+    return [
+        rows_of(
+            "Certificates",
+            describe(
+                "When each certificate and kubeconfig ends; of a chain, the first that does. A restart is due where k3s, "
+                "RKE2 or k0s would renew it at their start, or where kubeadm has renewed it and its user has not been "
+                "started since.",
+                rows=ENDS),
+            [
+                Column("Node", label="instance"),
+                Column("File", label="path"),
+                Column("Role", label="role"),
+                Column("Ends in", "min by (%n, path, role) (@certificate_not_after_timestamp_seconds - time())", unit="s",
+                       decimals=0, rows=ENDS),
+                Column("Restart", "max by (%n, path) (@certificate_restart_due)",
+                       states={0: ("not due", "transparent"), 1: ("due", "yellow")}),
+            ],
+            size=(24, 9), none="no certificates are read here", sort=("Ends in", False),
+        ),
+        lines(
+            "Time until the first certificate ends",
+            describe("The certificate of each role that ends first. A step up is a renewal.", rows=ENDS),
+            [("min by (%n, role) (@certificate_not_after_timestamp_seconds - time())", "{{instance}} {{role}}")],
+            "s", size=(24, 7), none="no certificates are read here", floor=0, thresholds=steps_of(ENDS),
         ),
     ]  # fmt: skip
 

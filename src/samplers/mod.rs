@@ -17,6 +17,7 @@ samplers! {
     dqlite,
     kine,
     args,
+    certificate,
     registry_keys,
     fdatasync,
     kernel,

@@ -325,6 +325,7 @@ impl Court<'_> {
             }
         }
         self.args();
+        self.certificates();
     }
 
     pub(super) fn datastore(&mut self) {
@@ -609,7 +610,8 @@ pub(super) mod tests {
     }
 
     /// Where figures are judged.
-    const SOURCES: &[&str] = &[include_str!("topics.rs"), include_str!("microk8s.rs")];
+    const SOURCES: &[&str] =
+        &[include_str!("topics.rs"), include_str!("microk8s.rs"), include_str!("expiry.rs")];
 
     #[test]
     fn every_metric_and_alert_that_is_named_here_exists() {

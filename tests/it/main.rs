@@ -11,6 +11,7 @@
 
 mod alerts;
 mod args;
+mod certificate;
 mod check;
 mod dashboards;
 mod demo;

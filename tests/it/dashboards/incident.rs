@@ -31,13 +31,14 @@ const PLAIN: &str = "plain-";
 /// A row for each sampler that a node does not run: Grafana scrolls.
 const LONG: &str = "Samplers that do not run";
 /// Queries that this incident leaves without an answer, and why. By board, panel and reference.
-const QUIET: [(&str, &str, &str, &str); 2] = [
+const QUIET: [(&str, &str, &str, &str); 3] = [
     (
         "overview",
         "Nodes",
         "H",
         "the laboratory's members do not lie where detection looks for a datastore",
     ),
+    ("node", "Certificates", "B", "nobody here renews the laboratory's certificates"),
     ("datastore", "Share of the quota in a day", "A", "no database here is a quarter of its quota"),
 ];
 
@@ -83,15 +84,17 @@ impl Lab {
             );
             let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n";
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
+            let (ca, cert) = (pki.ca.display(), leaf.cert.display());
             let config = format!(
                 "etcd: {{endpoints: ['{}'], ca_file: {}, cert_file: {}, key_file: {}, interval: 500ms, \
                  timeout: 2s, expected_members: 3}}\n\
                  registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
-                 filesystem: {{paths: ['{path}'], interval: 1s}}\n{}",
+                 filesystem: {{paths: ['{path}'], interval: 1s}}\n\
+                 certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n{}",
                 cluster.client_url(member),
-                pki.ca.display(),
-                leaf.cert.display(),
+                ca,
+                cert,
                 leaf.key.display(),
                 if member == 0 { &first } else { others },
             );
