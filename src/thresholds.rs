@@ -250,6 +250,9 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneKineNotAnswering", Critical, "time since a read succeeded", Above, 90.0, Seconds, 1),
     at("ControlPlaneKineReadsSlow", Warning, "reads, p90 of 5 minutes", Above, 0.1, Seconds, 10),
     at("ControlPlaneKineReadsSlow", Critical, "reads, p90 of 5 minutes", Above, 0.4, Seconds, 2),
+    // etcd_snapshot
+    at("ControlPlaneEtcdSnapshotOld", Warning, "age of the newest snapshot", Above, 93_600.0, Seconds, 15),
+    at("ControlPlaneEtcdSnapshotMissing", Warning, "age of the datastore", Above, 93_600.0, Seconds, 15),
     // certificate
     at("ControlPlaneCertificateExpires", Warning, "time until the certificate ends", Below, 2_592_000.0, Seconds, 15),
     at("ControlPlaneCertificateExpires", Critical, "time until the certificate ends", Below, 604_800.0, Seconds, 15),

@@ -55,7 +55,7 @@ pub enum Topic {
     Space,
     /// The systemd units, and the arguments and certificates that they start with.
     Units,
-    /// etcd, dqlite or kine, and what is in it.
+    /// etcd, dqlite or kine, what is in it, and the snapshots of it.
     Datastore,
     /// The agent's own samplers.
     Samplers,
@@ -73,7 +73,7 @@ impl Topic {
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
             Self::Units => &["systemd", "args", "certificate"],
-            Self::Datastore => &["etcd", "dqlite", "kine", "registry_keys"],
+            Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
         }
     }
@@ -126,7 +126,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 16] = [
+pub const MEASURES: [&str; 17] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -143,6 +143,7 @@ pub const MEASURES: [&str; 16] = [
     "free_pages",
     "certificate_left",
     "orphans",
+    "snapshot_age",
 ];
 
 /// A figure and its limits, for programs.

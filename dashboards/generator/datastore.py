@@ -6,6 +6,7 @@ from parts import (
     lines, rows_of, steps_of,
 )  # fmt: skip
 
+SNAPSHOT = limits("ControlPlaneEtcdSnapshotOld", "age of the newest snapshot")
 ETCD = {code: STATES[code] for code in (41, 42, 43, 44, 45, 46)}
 
 
@@ -158,6 +159,7 @@ def build():
 
     orphans = limits("ControlPlaneLonghornOrphans", "orphans")
     growing = limits("ControlPlaneLonghornOrphansGrowing", "orphans more than within the last hour")
+    b.row("Snapshots: the way back", snapshots())
     b.row("Keys: what fills it")
     b.add(
         lines(
@@ -203,6 +205,35 @@ def build():
         ),
     )  # fmt: skip
     return b.build()
+
+
+def snapshots():
+    none = "no snapshots are expected here, or none was made"
+    return [
+        lines(
+            "Age of the newest snapshot",
+            describe("How long ago k3s or RKE2 last wrote a snapshot of its etcd on each node. It falls to zero with each.",
+                     rows=SNAPSHOT),
+            [("min by (%n) (time() - @etcd_snapshot_timestamp_seconds)", "{{cluster}} {{instance}}")],
+            "s", size=(12, 8), none=none, floor=0, thresholds=steps_of(SNAPSHOT),
+        ),
+        rows_of(
+            "Snapshots",
+            describe("What lies in each node's folder of snapshots.", "none; a newest one that is much smaller than the database",
+                     alert="ControlPlaneEtcdSnapshotMissing"),
+            [
+                Column("Node", label="instance"),
+                Column("Snapshots", "max by (%n) (@etcd_snapshot_files)", states={0: ("none", "red")}),
+                Column("Written ago", "min by (%n) (time() - @etcd_snapshot_timestamp_seconds)", unit="s", decimals=0,
+                       rows=SNAPSHOT),
+                Column("Newest", "max by (%n) (@etcd_snapshot_bytes)", unit="bytes"),
+                Column("All", "max by (%n) (@etcd_snapshot_directory_bytes)", unit="bytes"),
+                Column("Age of the data", "max by (%n) (time() - @etcd_snapshot_datastore_timestamp_seconds)", unit="s",
+                       decimals=0),
+            ],
+            size=(12, 8), none=none,
+        ),
+    ]  # fmt: skip
 
 
 def members():

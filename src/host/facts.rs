@@ -82,6 +82,9 @@ pub struct Installation {
     pub datastore_dir: Option<PathBuf>,
     /// etcd's `--wal-dir`, where it is set.
     pub wal_dir: Option<PathBuf>,
+    /// The folder into which the distribution should write snapshots of its etcd by itself.
+    #[serde(default)]
+    pub etcd_snapshots: Option<PathBuf>,
     /// How to reach the local etcd member, for [`Datastore::Etcd`].
     pub etcd: Option<EtcdAccess>,
     /// How the API server reaches an etcd elsewhere, for [`Datastore::ExternalEtcd`]. These are
@@ -116,6 +119,7 @@ impl Installation {
             datastore: Datastore::Unknown,
             datastore_dir: None,
             wal_dir: None,
+            etcd_snapshots: None,
             etcd: None,
             external_etcd: None,
             kine_socket: None,

@@ -49,6 +49,7 @@ fn k3s_with_embedded_etcd() {
     assert_eq!(k3s.data_dir, path("/var/lib/rancher/k3s"));
     assert_eq!(k3s.datastore, Datastore::Etcd);
     assert_eq!(k3s.datastore_dir, path("/var/lib/rancher/k3s/server/db/etcd"));
+    assert_eq!(k3s.etcd_snapshots, path("/var/lib/rancher/k3s/server/db/snapshots"));
     assert_eq!(endpoints(&k3s), ["https://127.0.0.1:2379"]);
     let etcd = k3s.etcd.as_ref().unwrap();
     assert_eq!(etcd.ca_file, path("/var/lib/rancher/k3s/server/tls/etcd/server-ca.crt"));
@@ -93,6 +94,7 @@ fn k3s_on_sqlite_with_its_data_moved_by_a_flag() {
     assert_eq!(k3s.datastore, Datastore::Sqlite);
     assert_eq!(k3s.datastore_dir, path("/srv/k3s/server/db"));
     assert_eq!(k3s.kine_socket, path("/srv/k3s/server/kine.sock"));
+    assert_eq!(k3s.etcd_snapshots, None);
     assert!(!k3s.kine_tls);
     assert_eq!(k3s.etcd, None);
     let place = place.unwrap();
@@ -478,6 +480,21 @@ fn microk8s_without_ha_runs_its_bundled_etcd() {
     assert_eq!(etcd.cert_file, path("/var/snap/microk8s/current/certs/server.crt"));
     assert!(expected(found).contains(&"snap.microk8s.daemon-etcd.service"));
     assert!(!expected(found).contains(&"snap.microk8s.daemon-k8s-dqlite.service"));
+}
+
+#[test]
+fn snapshots_of_etcd_are_expected_where_the_configuration_says() {
+    let (_dir, host) = copy_of("k3s-etcd");
+    let file = host.path("/etc/rancher/k3s/config.yaml.d/90.yaml");
+    let told = |text: &str| {
+        fs::write(&file, text).unwrap();
+        detect(&host, &Overrides::default()).primary().unwrap().etcd_snapshots.clone()
+    };
+    assert_eq!(told("etcd-snapshot-dir: /backup\n"), path("/backup"));
+    let usual = path("/var/lib/rancher/k3s/server/db/snapshots");
+    assert_eq!(told("etcd-snapshot-dir: backup\n"), usual);
+    assert_eq!(told("etcd-disable-snapshots: false\n"), usual);
+    assert_eq!(told("etcd-disable-snapshots: true\n"), None);
 }
 
 #[test]

@@ -145,6 +145,10 @@ impl Supervisor {
                 found.wal_dir = settings.wal_dir.clone().or(args.wal_dir);
                 found.etcd = Some(member_access(probe, config, data, &settings));
                 found.datastore_dir = Some(db.join("etcd"));
+                if !config.is_true("etcd-disable-snapshots") {
+                    let told = config.path("etcd-snapshot-dir").filter(|dir| dir.is_absolute());
+                    found.etcd_snapshots = Some(told.unwrap_or_else(|| db.join("snapshots")));
+                }
             }
             Datastore::Sqlite => {
                 found.processes = vec![supervisor.to_owned()];

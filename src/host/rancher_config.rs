@@ -23,6 +23,8 @@ const KEYS: &[&str] = &[
     "cluster-init",
     "disable-etcd",
     "etcd-arg",
+    "etcd-disable-snapshots",
+    "etcd-snapshot-dir",
     "node-ip",
     "service-cidr",
 ];

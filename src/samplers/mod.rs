@@ -14,6 +14,7 @@ macro_rules! samplers {
 samplers! {
     exporter,
     etcd,
+    etcd_snapshot,
     dqlite,
     kine,
     args,

@@ -1,4 +1,4 @@
-//! What is judged because time goes by: the certificates.
+//! What is judged because time goes by: certificates, and snapshots of etcd.
 
 use super::court::{Court, Figure, by_table, rows};
 use super::{Health, Topic, length};
@@ -36,6 +36,31 @@ impl Court<'_> {
                 format!("{due}: a restart brings new ones into use"),
             );
         }
+    }
+
+    /// The snapshots that k3s and RKE2 make of their etcd.
+    pub(super) fn snapshots(&mut self) {
+        let Some(files) = self.number("controlplane_etcd_snapshot_files", &[]) else { return };
+        let written = self.number("controlplane_etcd_snapshot_timestamp_seconds", &[]);
+        if let Some(age) = written.map(|written| (self.now - written).max(0.0)) {
+            self.measure(
+                Topic::Datastore,
+                "ControlPlaneEtcdSnapshotOld",
+                "age of the newest snapshot",
+                "newest snapshot of etcd",
+                Figure::new("snapshot_age", age, format!("{} ago, {files} in all", length(age))),
+            );
+            return;
+        }
+        let alert = "ControlPlaneEtcdSnapshotMissing";
+        let made = self.number("controlplane_etcd_snapshot_datastore_timestamp_seconds", &[]);
+        let late = rows(alert, "age of the datastore");
+        let health = made.map_or(Health::Ok, |made| by_table(&late, (self.now - made).max(0.0)));
+        let figure = match made {
+            Some(made) => format!("none; the data is {} old", length((self.now - made).max(0.0))),
+            None => "none".to_owned(),
+        };
+        self.say(Topic::Datastore, health, alert, "snapshots of etcd", figure);
     }
 }
 
@@ -87,5 +112,34 @@ mod tests {
         let (health, figure, alert) = about(&store, first);
         assert_eq!((health, figure.as_str()), (Health::Critical, "ended 3 days ago"));
         assert_eq!(alert, "ControlPlaneCertificateExpired");
+    }
+
+    #[test]
+    fn the_newest_snapshot_is_judged_by_its_age_and_none_by_that_of_the_datastore() {
+        static FILES: Metric<0> = Metric::gauge("controlplane_etcd_snapshot_files", "Files.", []);
+        static NEWEST: Metric<0> =
+            Metric::gauge("controlplane_etcd_snapshot_timestamp_seconds", "Newest.", []);
+        static MADE: Metric<0> =
+            Metric::gauge("controlplane_etcd_snapshot_datastore_timestamp_seconds", "Made.", []);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let store = store();
+        let judged = |files: u32, hours: f64| {
+            let mut batch = Batch::default();
+            batch.push(&FILES, [], files);
+            batch.push(if files > 0 { &NEWEST } else { &MADE }, [], now - hours * 3600.0);
+            store.put("etcd_snapshot", batch, MINUTE);
+        };
+        judged(5, 25.0);
+        let (health, figure, _) = about(&store, "newest snapshot of etcd");
+        assert_eq!((health, figure.as_str()), (Health::Ok, "25 h ago, 5 in all"));
+        judged(5, 27.0);
+        let (health, _, alert) = about(&store, "newest snapshot of etcd");
+        assert_eq!((health, alert.as_str()), (Health::Warning, "ControlPlaneEtcdSnapshotOld"));
+        judged(0, 25.0);
+        assert_eq!(about(&store, "snapshots of etcd").0, Health::Ok);
+        judged(0, 27.0);
+        let (health, figure, alert) = about(&store, "snapshots of etcd");
+        assert_eq!((health, figure.as_str()), (Health::Warning, "none; the data is 27 h old"));
+        assert_eq!(alert, "ControlPlaneEtcdSnapshotMissing");
     }
 }

@@ -332,6 +332,7 @@ impl Court<'_> {
         self.etcd();
         self.dqlite();
         self.kine();
+        self.snapshots();
         if let Some(orphans) = self.number("controlplane_registry_keys", &["orphans.longhorn.io"]) {
             self.measure(
                 Topic::Datastore,

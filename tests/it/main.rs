@@ -17,6 +17,7 @@ mod dashboards;
 mod demo;
 mod dqlite;
 mod etcd;
+mod etcd_snapshot;
 mod fdatasync;
 mod filesystem;
 mod golden;

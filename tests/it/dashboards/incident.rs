@@ -50,7 +50,7 @@ struct Lab {
     /// With a port beside the agent's own, which stays the same when it starts anew.
     agents: Vec<(Agent, agent::Options, u16)>,
     others: Others,
-    _folders: [tempfile::TempDir; 2],
+    _folders: [tempfile::TempDir; 3],
 }
 
 impl Lab {
@@ -69,6 +69,10 @@ impl Lab {
         let snaps = lab::temp_dir("snaps");
         std::fs::create_dir_all(snaps.path().join("microk8s/common")).unwrap();
         std::fs::write(snaps.path().join("microk8s/common/images"), vec![1; 4 << 20]).unwrap();
+
+        let saved = lab::temp_dir("snapshots");
+        std::fs::write(saved.path().join("etcd-snapshot-cp-1-1776000000"), vec![1; 4 << 20])
+            .unwrap();
 
         // The probe of the others must not lie on the disk that fails.
         let paths = [mount, cluster.data_dir(1), cluster.data_dir(2)];
@@ -91,11 +95,13 @@ impl Lab {
                  registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
-                 certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n{}",
+                 certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n\
+                 etcd_snapshot: {{dir: '{}', interval: 1s}}\n{}",
                 cluster.client_url(member),
                 ca,
                 cert,
                 leaf.key.display(),
+                saved.path().display(),
                 if member == 0 { &first } else { others },
             );
             let port = lab::free_port();
@@ -105,7 +111,7 @@ impl Lab {
         });
         let agents = agents.collect();
         let others = Others::start();
-        Self { disk, container, cluster, agents, others, _folders: [data, snaps] }
+        Self { disk, container, cluster, agents, others, _folders: [data, snaps, saved] }
     }
 
     /// The same agents twice: as a user with the label `cluster` has them, and as one without.
