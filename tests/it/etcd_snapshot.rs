@@ -27,7 +27,7 @@ fn snapshots_that_stop_are_on_the_page_and_in_the_check_until_one_is_made() {
     fs::File::options().append(true).open(&old).unwrap().set_modified(time).unwrap();
     let agent = Agent::start(&format!(
         "host: {{distribution: k3s, role: server, datastore: unknown}}\n\
-         kine: {{enabled: false}}\nregistry_keys: {{enabled: false}}\n\
+         etcd: {{enabled: false}}\nkine: {{enabled: false}}\nregistry_keys: {{enabled: false}}\n\
          etcd_snapshot: {{dir: '{}', interval: 200ms}}\nsnap: {{enabled: false}}\nsystemd: {{enabled: false}}\n",
         folder.path().display()
     ));
