@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::child::{self, ChildError, Slot};
 use crate::config::Config;
 use crate::host::{Facts, Host};
-use crate::samplers::{dqlite, fdatasync, snap};
+use crate::samplers::{certificate, dqlite, etcd_snapshot, fdatasync, snap};
 
 /// How long looking may take.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -130,6 +130,14 @@ fn needs(config: &Config, facts: &Facts) -> Vec<Need> {
             add("dqlite", vec![dir], None, Use::Read);
             add("dqlite", vec![key], None, Use::Read);
         }
+    }
+    if let Some(options) = on("certificate") {
+        for path in certificate::places(options, facts) {
+            add("certificate", vec![path], None, Use::Read);
+        }
+    }
+    if let Some(dir) = on("etcd_snapshot").and_then(|own| etcd_snapshot::directory(own, facts)) {
+        add("etcd_snapshot", vec![dir], None, Use::Read);
     }
     needs
 }

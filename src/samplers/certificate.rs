@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::{Summary, Usage, summaries};
 use crate::host::yaml::Node;
-use crate::host::{Datastore, Host, processes, read};
+use crate::host::{Datastore, Facts, Host, processes, read};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{self, BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 use places::Renewal;
 
@@ -89,6 +89,13 @@ impl Options {
             None => Ok(()),
         }
     }
+}
+
+/// The files and folders that are read with these options; for `inspect`.
+pub(crate) fn places(options: &sampler::Options, facts: &Facts) -> Vec<PathBuf> {
+    let found = facts.primary().map(places::of).unwrap_or_default();
+    let told = options.parse::<Options>().map(|own| own.paths).unwrap_or_default();
+    found.into_iter().chain(told).collect()
 }
 
 struct Certificates {

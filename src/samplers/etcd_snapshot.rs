@@ -14,10 +14,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, read};
+use crate::host::{Facts, Host, read};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{self, BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
 /// See the module's page.
 pub static SAMPLER: SamplerDef = SamplerDef {
@@ -33,13 +33,12 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     build: |options, host| {
         let own: Options = options.parse()?;
         own.check()?;
-        let node = host.facts().primary();
-        let found = node.and_then(|node| node.etcd_snapshots.clone());
-        let Some(dir) = own.dir.or(found) else {
+        let Some(dir) = directory(options, host.facts()) else {
             return Ok(Build::not_applicable(
                 "no k3s or RKE2 that makes snapshots of an embedded etcd was found; set etcd_snapshot.dir to a folder of snapshots",
             ));
         };
+        let node = host.facts().primary();
         let member = node.and_then(|node| Some(node.datastore_dir.as_ref()?.join("member")));
         Ok(Build::isolated(Snapshots { host: host.clone(), dir, member }))
     },
@@ -86,6 +85,12 @@ impl Options {
             None => Ok(()),
         }
     }
+}
+
+/// The folder that is read with these options; for `inspect` as well.
+pub(crate) fn directory(options: &sampler::Options, facts: &Facts) -> Option<PathBuf> {
+    let told = options.parse::<Options>().ok().and_then(|own| own.dir);
+    told.or_else(|| facts.primary()?.etcd_snapshots.clone())
 }
 
 struct Snapshots {
@@ -157,8 +162,8 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::host::{Distribution, Facts, Installation};
-    use crate::sampler::{self, Driver};
+    use crate::host::{Distribution, Installation};
+    use crate::sampler::Driver;
 
     const DIR: &str = "/var/lib/rancher/k3s/server/db/snapshots";
     const ETCD: &str = "/var/lib/rancher/k3s/server/db/etcd";

@@ -6,8 +6,8 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use time::OffsetDateTime;
 
 use super::*;
-use crate::host::{Distribution, Facts, Installation};
-use crate::sampler::{self, Driver};
+use crate::host::{Distribution, Installation};
+use crate::sampler::Driver;
 
 const DAY: Duration = Duration::from_hours(24);
 
