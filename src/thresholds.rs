@@ -279,6 +279,13 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneUnitRestarting", Critical, "restarts in 24 hours", Above, 50.0, Count, 0),
     at("ControlPlaneUnitCrashLooping", Critical, "restarts in 10 minutes", Above, 5.0, Count, 0),
     at("ControlPlaneUnitDied", Warning, "time since the process died", Below, 3600.0, Seconds, 0),
+    // static_pod
+    at("ControlPlaneComponentRestarting", Warning, "restarts in 24 hours", Above, 10.0, Count, 0),
+    at("ControlPlaneComponentRestarting", Warning, "starts of a process of k0s in 24 hours", Above, 10.0, Count, 0),
+    at("ControlPlaneComponentRestarting", Critical, "restarts in 24 hours", Above, 50.0, Count, 0),
+    at("ControlPlaneComponentRestarting", Critical, "starts of a process of k0s in 24 hours", Above, 50.0, Count, 0),
+    at("ControlPlaneComponentCrashLooping", Critical, "restarts in 10 minutes", Above, 5.0, Count, 0),
+    at("ControlPlaneComponentCrashLooping", Critical, "starts of a process of k0s in 10 minutes", Above, 5.0, Count, 0),
     // filesystem
     at("ControlPlaneDatastoreSpaceLow", Warning, "space left", Below, 0.2, Share, 10),
     at("ControlPlaneDatastoreSpaceLow", Critical, "space left", Below, 0.1, Share, 5),

@@ -53,7 +53,7 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
-    /// The systemd units, and the arguments and certificates that they start with.
+    /// The systemd units and static pods, and the arguments and certificates that they start with.
     Units,
     /// etcd, dqlite or kine, what is in it, and the snapshots of it.
     Datastore,
@@ -72,7 +72,7 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
-            Self::Units => &["systemd", "args", "certificate"],
+            Self::Units => &["systemd", "static_pod", "args", "certificate"],
             Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
         }
@@ -126,7 +126,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 17] = [
+pub const MEASURES: [&str; 18] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -134,6 +134,7 @@ pub const MEASURES: [&str; 17] = [
     "space_left",
     "inodes_left",
     "restarts",
+    "component_restarts",
     "unknown_flags",
     "certificate_expiry",
     "db_of_quota",

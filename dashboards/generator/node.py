@@ -219,6 +219,7 @@ def build():
     )  # fmt: skip
     b.row("Arguments of the control plane")
     b.add(*arguments())
+    b.row("Static pods, and the processes of k0s", components())
     b.row("Certificates", certificates())
     b.row("The agent itself", agent())
     return b.build()
@@ -355,6 +356,26 @@ def arguments():
                 Column("Written ago", "min by (%n, file) (time() - @args_file_timestamp_seconds)", unit="s", decimals=0),
             ],
             size=(12, 9), none=NO_ARGS,
+        ),
+    ]  # fmt: skip
+
+
+def components():
+    none = "no static pods here, and no k0s"
+    return [
+        lines(
+            "Restarts of components",
+            describe("How often kubelet has restarted each container of a static pod.", "steps up that nobody made",
+                     alert="ControlPlaneComponentRestarting"),
+            [("max by (%n, static_pod, process) (@static_pod_restarts)", "{{instance}} {{process}}")],
+            "short", size=(12, 8), none=none, floor=0, decimals=0,
+        ),
+        lines(
+            "Age of processes",
+            describe("How long each process of the control plane has run. It falls to zero with each start.",
+                     "one that stays near zero", alert="ControlPlaneComponentCrashLooping"),
+            [("max by (%n, process) (time() - @static_pod_start_timestamp_seconds)", "{{instance}} {{process}}")],
+            "s", size=(12, 8), none=none, floor=0,
         ),
     ]  # fmt: skip
 

@@ -139,6 +139,11 @@ impl Processes {
     }
 }
 
+/// What the kernel keeps of a process' name.
+pub(crate) fn comm(name: &str) -> &str {
+    &name[..name.len().min(15)]
+}
+
 /// When the oldest process of each of these names began that is `ours`.
 pub(crate) fn started(
     host: &Host,

@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Distribution, Host, Installation, processes, read, snaps, words_of_file};
+use crate::host::processes::{self, comm};
+use crate::host::{Distribution, Host, Installation, read, snaps, words_of_file};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -268,11 +269,6 @@ fn read_file(path: &Path) -> std::io::Result<Option<(String, SystemTime)>> {
         return Err(std::io::Error::new(ErrorKind::InvalidData, what));
     }
     Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), modified)))
-}
-
-/// What the kernel keeps of a process' name.
-fn comm(name: &str) -> &str {
-    &name[..name.len().min(15)]
 }
 
 fn managed_blocks(text: &str) -> usize {

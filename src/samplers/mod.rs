@@ -23,6 +23,7 @@ samplers! {
     fdatasync,
     kernel,
     systemd,
+    static_pod,
     filesystem,
     snap,
 }

@@ -153,10 +153,15 @@ impl<'a> Court<'a> {
     /// By how much a counter has grown within the last `span`, and that for a person, who is told
     /// when it has not been watched for so long.
     pub(super) fn growth(&self, series: &Series, span: Duration) -> (f64, String) {
+        self.growth_from(0.0, series, span)
+    }
+
+    /// As [`Self::growth`], for what did not begin with the agent: until it is watched, it has grown from `first`.
+    pub(super) fn growth_from(&self, first: f64, series: &Series, span: Duration) -> (f64, String) {
         let now = series.value.as_number();
         let then = self.store.before(series.metric, &series.labels, span);
         let (then, watched) =
-            then.map_or((0.0, Duration::ZERO), |(value, age)| (value.as_number(), age));
+            then.map_or((first, Duration::ZERO), |(value, age)| (value.as_number(), age));
         let growth = if then > now { now } else { now - then };
         if watched < span {
             (growth, format!("{growth}, watched for {}", length(watched.as_secs_f64().ceil())))

@@ -324,8 +324,29 @@ impl Court<'_> {
                 );
             }
         }
+        self.components();
         self.args();
         self.certificates();
+    }
+
+    /// Containers of static pods, by kubelet's own number.
+    fn components(&mut self) {
+        for series in self.all("controlplane_static_pod_restarts") {
+            let [pod, process] = &series.labels[..] else { continue };
+            let all = series.value.as_number();
+            let (restarts, mut figure) = self.growth_from(all, &series, Duration::from_hours(24));
+            if all > restarts {
+                figure.push_str(&format!("; {all} in all"));
+            }
+            let what = format!("restarts of {process} in {pod} in 24 hours");
+            self.measure(
+                Topic::Units,
+                "ControlPlaneComponentRestarting",
+                "restarts in 24 hours",
+                &what,
+                Figure::new("component_restarts", restarts, figure),
+            );
+        }
     }
 
     pub(super) fn datastore(&mut self) {

@@ -178,6 +178,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
         "absent",
         "rate",
         "increase",
+        "changes",
         "time",
         "vector",
         "histogram_quantile",

@@ -35,6 +35,7 @@ mod page;
 mod registry_keys;
 mod shipped;
 mod snap;
+mod static_pod;
 mod systemd;
 mod timeline;
 mod web;

@@ -457,8 +457,8 @@ fn resident_kib(pid: u32) -> u64 {
 
 fn has_all_samplers(scrape: &Scrape) -> bool {
     let up = |name| scrape.value("controlplane_sampler_up", &[("sampler", name)]) == Some(1.0);
-    // The node has an etcd and k3s: neither a socket of kine nor files of arguments.
-    let others = ["kine", "args"];
+    // The node has an etcd and k3s: neither a socket of kine, nor files of arguments, nor static pods.
+    let others = ["kine", "args", "static_pod"];
     samplers::ALL.iter().all(|(name, _)| up(name) || others.contains(name))
         && scrape.value("controlplane_dqlite_term", &[]) == Some(3.0)
         && scrape

@@ -31,13 +31,14 @@ const PLAIN: &str = "plain-";
 /// A row for each sampler that a node does not run: Grafana scrolls.
 const LONG: &str = "Samplers that do not run";
 /// Queries that this incident leaves without an answer, and why. By board, panel and reference.
-const QUIET: [(&str, &str, &str, &str); 3] = [
+const QUIET: [(&str, &str, &str, &str); 4] = [
     (
         "overview",
         "Nodes",
         "H",
         "the laboratory's members do not lie where detection looks for a datastore",
     ),
+    ("node", "Age of processes", "A", "the laboratory's members run neither in pods nor below k0s"),
     ("node", "Certificates", "B", "nobody here renews the laboratory's certificates"),
     ("datastore", "Share of the quota in a day", "A", "no database here is a quarter of its quota"),
 ];
@@ -74,6 +75,11 @@ impl Lab {
         std::fs::write(saved.path().join("etcd-snapshot-cp-1-1776000000"), vec![1; 4 << 20])
             .unwrap();
 
+        // Nothing but the name of a log is read, so any folder will do.
+        let pod = "kube-system_etcd-cp-1_e77889d75ec8be65235fe5a966d3f808/etcd";
+        std::fs::create_dir_all(saved.path().join("pods").join(pod)).unwrap();
+        std::fs::write(saved.path().join("pods").join(pod).join("3.log"), "").unwrap();
+
         // The probe of the others must not lie on the disk that fails.
         let paths = [mount, cluster.data_dir(1), cluster.data_dir(2)];
         let agents = (0..3).map(|member| {
@@ -88,7 +94,8 @@ impl Lab {
             );
             let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n";
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
-            let (ca, cert) = (pki.ca.display(), leaf.cert.display());
+            let (ca, cert, saved) =
+                (pki.ca.display(), leaf.cert.display(), saved.path().display());
             let config = format!(
                 "etcd: {{endpoints: ['{}'], ca_file: {}, cert_file: {}, key_file: {}, interval: 500ms, \
                  timeout: 2s, expected_members: 3}}\n\
@@ -96,12 +103,12 @@ impl Lab {
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
                  certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n\
-                 etcd_snapshot: {{dir: '{}', interval: 1s}}\n{}",
+                 etcd_snapshot: {{dir: '{saved}', interval: 1s}}\n\
+                 static_pod: {{dir: '{saved}/pods', interval: 1s}}\n{}",
                 cluster.client_url(member),
                 ca,
                 cert,
                 leaf.key.display(),
-                saved.path().display(),
                 if member == 0 { &first } else { others },
             );
             let port = lab::free_port();
