@@ -97,6 +97,9 @@ enum Command {
     /// Look at a dqlite node's directory for the agent that started this process
     #[command(hide = true)]
     Dqlite,
+    /// Follow logs for the agent that started this process
+    #[command(hide = true)]
+    Follow,
 }
 
 /// How `check` prints what it found.
@@ -181,6 +184,7 @@ fn main() -> ExitCode {
         Some(Command::ConfigFile) => agent::run_read_config().map_err(Into::into),
         Some(Command::WebConfig) => agent::web::lock::run_read().map_err(Into::into),
         Some(Command::Access) => agent::access::run_access().map_err(Into::into),
+        Some(Command::Follow) => agent::samplers::journal::run_follow().map_err(Into::into),
         Some(Command::Dqlite) => agent::dqlite::directory::run_child().map_err(Into::into),
         Some(Command::Read) => agent::etcd::files::run_read().map_err(Into::into),
         Some(Command::Catalog) => print(&agent::catalog::markdown()),

@@ -14,6 +14,10 @@ use super::{
 /// Paths of evidence kept for each installation.
 const MAX_EVIDENCE: usize = 8;
 
+/// Where distributions keep the reader of the journal.
+const JOURNALCTL: [&str; 3] =
+    ["/usr/bin/journalctl", "/bin/journalctl", "/run/current-system/sw/bin/journalctl"];
+
 type Detector = fn(&Probe, &Hint) -> Option<Found>;
 
 /// Most specific first: Canonical Kubernetes and Talos use kubeadm's directories too.
@@ -66,6 +70,7 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
     Facts {
         hostname: hostname(&probe),
         boot_time: boot_time(&probe),
+        journalctl: journalctl(&probe),
         datastore: place(&probe, overrides, &installations),
         installations,
         notes: probe.into_notes(),
@@ -188,6 +193,13 @@ fn hostname(probe: &Probe) -> String {
 fn boot_time(probe: &Probe) -> Option<u64> {
     let stat = probe.text("/proc/stat")?;
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+/// The program is this process's own, wherever the host's root is: below another root it could not be started.
+fn journalctl(probe: &Probe) -> Option<PathBuf> {
+    let has_journal = ["/run/log/journal", "/var/log/journal"].iter().any(|dir| probe.exists(dir));
+    let found = JOURNALCTL.iter().map(PathBuf::from).find(|path| path.is_file());
+    found.filter(|_| has_journal)
 }
 
 /// Where the files of the first local datastore lie.

@@ -19,6 +19,9 @@ pub struct Facts {
     pub boot_time: Option<u64>,
     /// Every installation that left traces: running ones first, then the most specific first.
     pub installations: Vec<Installation>,
+    /// The program that reads the journal, where the host keeps one and this process could start it.
+    #[serde(default)]
+    pub journalctl: Option<PathBuf>,
     /// Where the datastore's files lie, for the first installation that has a local datastore.
     pub datastore: Option<DatastorePlace>,
     /// What could not be read or decided, each a sentence that names the path, the reason and,

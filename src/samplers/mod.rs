@@ -22,6 +22,7 @@ samplers! {
     registry_keys,
     fdatasync,
     kernel,
+    journal,
     systemd,
     static_pod,
     filesystem,

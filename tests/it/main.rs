@@ -24,6 +24,7 @@ mod golden;
 mod house;
 #[path = "../incidents/mod.rs"]
 mod incidents;
+mod journal;
 mod kernel;
 mod kine;
 mod kubernetes;

@@ -121,7 +121,7 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn launch(&mut self, i: usize) {
         let command = self.command(i);
-        let log = self.folder.path().join(format!("m{i}.log"));
+        let log = self.log_file(i);
         self.members[i].daemon = Some(Daemon::start(&format!("etcd m{i}"), command, &log));
     }
 
@@ -132,7 +132,7 @@ impl Cluster {
         self.kill(i);
         let mut command = self.command(i);
         command.arg("--force-new-cluster");
-        let log = self.folder.path().join(format!("m{i}.log"));
+        let log = self.log_file(i);
         self.members[i].daemon = Some(Daemon::start(&format!("etcd m{i}"), command, &log));
         self.wait_until_up(i);
     }
@@ -219,6 +219,11 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn log(&self, i: usize) -> String {
         self.daemon(i).log()
+    }
+
+    /// Where member `i` logs.
+    pub(crate) fn log_file(&self, i: usize) -> PathBuf {
+        self.folder.path().join(format!("m{i}.log"))
     }
 
     #[track_caller]
