@@ -131,6 +131,54 @@ pub const FILESYSTEM_ABORTED: [&str; 5] = [
     "btrfs_forced_readonly",
     "zfs_pool_suspended",
 ];
+/// What lines of the control plane's logs alert on: the alert, what happened, and the signatures that say so.
+pub static LOGGED: [(&str, &str, &[&str]); 13] = [
+    ("ControlPlaneVolumeFormatted", "volume formatted", &["volume_formatting", "volume_formatted"]),
+    (
+        "ControlPlaneVolumeDamaged",
+        "volume damaged",
+        &["volume_format_failed", "volume_fsck_failed"],
+    ),
+    ("ControlPlaneVolumeMountFailing", "failed mounts of 15 minutes", &["volume_mount_failed"]),
+    (
+        "ControlPlaneDatastoreCorrupt",
+        "datastore damaged",
+        &[
+            "etcd_raft_panic",
+            "etcd_corrupt",
+            "etcd_wal_corrupt",
+            "etcd_db_corrupt",
+            "kine_db_malformed",
+            "dqlite_raft_corrupt",
+        ],
+    ),
+    (
+        "ControlPlaneDatastoreWriteFailed",
+        "datastore could not write",
+        &["etcd_wal_write_failed", "kine_tx_fatal", "dqlite_nospace", "dqlite_io_error"],
+    ),
+    ("ControlPlaneReadFault", "page of a file not readable", &["go_sigbus", "sdjournal_sigbus"]),
+    ("ControlPlaneLeaderElectionLost", "leader election lost", &["leaderelection_lost"]),
+    (
+        "ControlPlaneProgramFatal",
+        "program ended and said why",
+        &["k3s_fatal", "dqlite_fatal", "dqlite_unknown_flag"],
+    ),
+    ("ControlPlaneEtcdPeerUnknown", "etcd peer that is no member", &["etcd_peer_unknown"]),
+    ("ControlPlaneUnitKilledByOomd", "killed by systemd-oomd", &["unit_oomd_kill"]),
+    ("ControlPlaneUnitWatchdog", "watchdog missed", &["unit_watchdog"]),
+    ("ControlPlaneEtcdHeartbeatLate", "late heartbeats of 15 minutes", &["etcd_heartbeat_late"]),
+    (
+        "ControlPlaneLonghornVolumeFault",
+        "Longhorn volume at fault",
+        &[
+            "longhorn_replica_error",
+            "longhorn_io_timeout",
+            "longhorn_io_error",
+            "longhorn_engine_dead",
+        ],
+    ),
+];
 /// Ways in which the sync probe fails that say nothing about the disk.
 pub const NO_FAULT_OF_THE_DISK: [&str; 5] = ["ENOENT", "ENOTDIR", "EACCES", "EPERM", "EOPNOTSUPP"];
 
@@ -274,6 +322,20 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneHungTask", Warning, "time since the kernel's last report", Below, 3600.0, Seconds, 0),
     at("ControlPlaneOOMKill", Critical, "time since a control-plane process was killed", Below, 3600.0, Seconds, 0),
     at("ControlPlaneOOMKill", Warning, "time since another process was killed", Below, 3600.0, Seconds, 0),
+    // journal
+    at("ControlPlaneVolumeFormatted", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneVolumeDamaged", Warning, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneVolumeMountFailing", Warning, "failed mounts logged in 15 minutes", AtLeast, 5.0, Count, 10),
+    at("ControlPlaneDatastoreCorrupt", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneDatastoreWriteFailed", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneReadFault", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneLeaderElectionLost", Warning, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneProgramFatal", Warning, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneEtcdPeerUnknown", Warning, "time since the last such line", Below, 300.0, Seconds, 10),
+    at("ControlPlaneUnitKilledByOomd", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneUnitWatchdog", Warning, "time since the last such line", Below, 3600.0, Seconds, 0),
+    at("ControlPlaneEtcdHeartbeatLate", Warning, "late heartbeats logged in 15 minutes", AtLeast, 10.0, Count, 0),
+    at("ControlPlaneLonghornVolumeFault", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
     // systemd
     at("ControlPlaneUnitRestarting", Warning, "restarts in 24 hours", Above, 10.0, Count, 0),
     at("ControlPlaneUnitRestarting", Critical, "restarts in 24 hours", Above, 50.0, Count, 0),

@@ -7,6 +7,7 @@
 
 mod court;
 mod expiry;
+mod log;
 mod microk8s;
 mod topics;
 
@@ -53,6 +54,8 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
+    /// What the control plane's logs tell.
+    Log,
     /// The systemd units and static pods, and the arguments and certificates that they start with.
     Units,
     /// etcd, dqlite or kine, what is in it, and the snapshots of it.
@@ -63,8 +66,15 @@ pub enum Topic {
 
 impl Topic {
     /// All of them, causes first.
-    pub const ALL: [Self; 6] =
-        [Self::Kernel, Self::Disk, Self::Space, Self::Units, Self::Datastore, Self::Samplers];
+    pub const ALL: [Self; 7] = [
+        Self::Kernel,
+        Self::Disk,
+        Self::Space,
+        Self::Log,
+        Self::Units,
+        Self::Datastore,
+        Self::Samplers,
+    ];
 
     /// The samplers whose figures it is judged by.
     pub fn samplers(self) -> &'static [&'static str] {
@@ -72,6 +82,7 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
+            Self::Log => &["journal"],
             Self::Units => &["systemd", "static_pod", "args", "certificate"],
             Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
@@ -84,6 +95,7 @@ impl Topic {
             Self::Kernel => "Kernel",
             Self::Disk => "Disk",
             Self::Space => "Space",
+            Self::Log => "Log",
             Self::Units => "Units",
             Self::Datastore => "Datastore",
             Self::Samplers => "Samplers",
@@ -173,6 +185,7 @@ pub fn judge(store: &Store) -> Vec<Verdict> {
     court.kernel();
     court.disk();
     court.space();
+    court.log();
     court.units();
     court.datastore();
     court.samplers();

@@ -632,8 +632,12 @@ pub(super) mod tests {
     }
 
     /// Where figures are judged.
-    const SOURCES: &[&str] =
-        &[include_str!("topics.rs"), include_str!("microk8s.rs"), include_str!("expiry.rs")];
+    const SOURCES: &[&str] = &[
+        include_str!("topics.rs"),
+        include_str!("microk8s.rs"),
+        include_str!("expiry.rs"),
+        include_str!("log.rs"),
+    ];
 
     #[test]
     fn every_metric_and_alert_that_is_named_here_exists() {

@@ -331,6 +331,34 @@ fn the_lists_of_processes_and_events_are_those_of_the_table() {
 }
 
 #[test]
+fn the_rules_on_logs_have_the_signatures_of_the_table_and_no_others() {
+    let table =
+        yaml(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/samplers/journal/signatures.yaml"));
+    let mut in_table: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in table["signatures"].as_vec().unwrap() {
+        if let Some(alert) = row["alert"].as_str() {
+            in_table.entry(alert.to_owned()).or_default().insert(text(&row["id"]));
+        }
+    }
+    let matcher = Regex::new(r#"signature=~?"([^"]*)""#).unwrap();
+    let mut in_rules: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for rule in rules().iter().filter(|rule| rule.file == "journal.rules.yaml") {
+        let named = matcher.captures_iter(&rule.expr);
+        let ids = named.flat_map(|found| found.extract::<1>().1[0].split('|'));
+        in_rules.entry(rule.alert.clone()).or_default().extend(ids.map(str::to_owned));
+    }
+    assert_eq!(in_rules, in_table, "alerts/journal.rules.yaml and signatures.yaml");
+    let judged: Vec<(&str, BTreeSet<String>)> = thresholds::LOGGED
+        .iter()
+        .map(|(alert, _, ids)| (*alert, ids.iter().map(|id| (*id).to_owned()).collect()))
+        .collect();
+    assert_eq!(judged.len(), in_table.len());
+    for (alert, ids) in judged {
+        assert_eq!(in_table.get(alert), Some(&ids), "{alert} in src/thresholds.rs");
+    }
+}
+
+#[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let alerts = names();
     let alert = Regex::new(r"\bControlPlane[A-Z][A-Za-z]+\b").unwrap();

@@ -483,7 +483,7 @@ impl Nrpe {
             "/usr/lib/nagios/plugins/check_controlplane",
             &format!("{} --config.file={}", plugin.display(), file.display()),
         );
-        assert_eq!(commands.matches("--config.file").count(), 6, "{commands}");
+        assert_eq!(commands.matches("--config.file").count(), 7, "{commands}");
         let port = free_port();
         let config = folder.join("nrpe.cfg");
         let server = format!(

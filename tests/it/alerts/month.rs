@@ -349,6 +349,21 @@ impl Month {
             |s| Some(self.boot[node][s] + 5.0),
         ));
 
+        // The logs: a freeze makes the leader late for both of the others, and a boot starts the unit.
+        for signature in ["volume_formatting", "etcd_db_corrupt", "go_sigbus"] {
+            add(self.counter(node, &journal("events_total", signature), |_| 0.0));
+        }
+        let late = |s: usize| freezes(node, s) && self.leader[s] == node;
+        let heartbeats = journal("events_total", "etcd_heartbeat_late");
+        add(self.counter(node, &heartbeats, |s| 2.0 * f64::from(late(s))));
+        add(self.gauge(node, &journal("event_last_timestamp_seconds", "unit_started"), |s| {
+            Some(self.boot[node][s] + 60.0)
+        }));
+        // When it starts anew its pods mount their volumes before kubelet knows all objects.
+        let mounts = journal("events_total", "volume_mount_failed");
+        let starts = |s: usize| is_within(seconds(s), upgrade(node) + STEP, STEP);
+        add(self.counter(node, &mounts, |s| 40.0 * f64::from(starts(s))));
+
         // The unit
         let unit = "unit=\"k3s.service\"";
         for state in
@@ -408,6 +423,11 @@ impl Month {
             |s| etcd(s).then(|| (seconds(s) % (7 * DAY) / DAY) as f64 * 4.0),
         ));
     }
+}
+
+/// A series of the sampler `journal` about k3s.
+fn journal(metric: &str, signature: &str) -> String {
+    format!("controlplane_journal_{metric}{{signature=\"{signature}\",unit=\"k3s.service\"}}")
 }
 
 /// A figure that never changes.
