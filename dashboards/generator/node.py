@@ -41,7 +41,7 @@ def build():
             Column("Members reachable", "max by (%n) (@etcd_voters_reachable or @dqlite_voters_reachable)"),
             Column("Members listed", "max by (%n) (@etcd_voters_listed or @dqlite_voters_listed)"),
         ],
-        size=(24, 6), none="no agent is scraped"))  # fmt: skip
+        size=(24, 7), none="no agent is scraped"))  # fmt: skip
 
     b.add(first(), units(), peers())
     b.add(
@@ -159,6 +159,8 @@ def build():
         ),
     )  # fmt: skip
 
+    b.row("Log")
+    b.add(*logs())
     b.row("Units and space")
     b.add(
         lines(
@@ -313,6 +315,69 @@ def units():
         ) + f" or group by ({UNIT}) (@systemd_unit_state) * 0 + 61", "{{instance}} {{unit}}")],
         some(60, 61, 62, 63, 64, 65), size=(24, 6), none="systemd is not read here",
     )  # fmt: skip
+
+
+def logs():
+    formatted = limits("ControlPlaneVolumeFormatted", "time since the last such line")
+    return [
+        lines(
+            "What the logs said, by meaning",
+            describe(
+                "Lines of the control plane's units and of etcd's static pod, by what they mean. One fault makes several "
+                "lines, so do not add them up. Healthy nodes have a few etcd_slow_apply and unit_started.",
+                "volume_formatting, *_corrupt, go_sigbus, etcd_wal_write_failed at all; anything again and again",
+                formatted),
+            [(f"{appeared('journal_events_total', '%n, signature')} > 0", "{{instance}} {{signature}}")],
+            "short", size=(24, 8), none="no such line in this time, or no log is read here", bars=True, floor=0,
+            decimals=0, wide=True,
+        ),
+        rows_of(
+            "When the logs last said it",
+            describe("When each line was last logged, the newest first. What was logged before the agent's start is here too.",
+                     "a volume that was formatted within the hour and is not new", formatted),
+            [
+                Column("Node", label="instance"),
+                Column("Unit", label="unit"),
+                Column("Meaning", label="signature"),
+                Column("Ago", "min by (%n, unit, signature) (time() - @journal_event_last_timestamp_seconds)", unit="s",
+                       decimals=0),
+            ],
+            size=(12, 8), none="no such line, or no log is read here", sort=("Ago", False),
+        ),
+        lines(
+            "What such lines report, p90 and longest",
+            describe("How long took what the lines tell of, as they say themselves: only what was slow enough to be logged.",
+                     "etcd_slow_fdatasync at all: a sync above a second",
+                     limits("ControlPlaneEtcdHeartbeatLate", "late heartbeats logged in 15 minutes")),
+            [(f"histogram_quantile({quantile}, sum by (%n, signature, le) (rate(@journal_reported_seconds_bucket[%w])))",
+              "{{instance}} {{signature}} " + name) for quantile, name in ((0.9, "p90"), (1, "longest, at most"))],
+            "s", none="no line with a duration in this time", log=True,
+        ),
+        lanes(
+            "Readers of the logs",
+            describe("Whether the journal, and the log files of static pods, are being read. Without them nothing of this "
+                     "row is known.",
+                     "red", alert="ControlPlaneSamplerFailing"),
+            [("46 * (1 - min by (%n, source) (min_over_time(@journal_reader_up[%w])))", "{{instance}} {{source}}")],
+            {0: ("reads", "green"), 46: ("does not read", "red")}, size=(8, 7), none="no log is read here",
+        ),
+        lines(
+            "How far the readers are behind",
+            describe("How old the newest line was when it was read; 0 while nothing is written.",
+                     "minutes: what the logs say comes too late", alert="ControlPlaneSamplerFailing"),
+            [("max by (%n, source) (max_over_time(@journal_lag_seconds[%w]))", "{{instance}} {{source}}")],
+            "s", size=(8, 7), none="no log is read here", floor=0,
+        ),
+        lines(
+            "Left out of the logs",
+            describe("Entries that were passed over because more was written than could be read, and lines that begin "
+                     "like JSON and are none.",
+                     "any: lines are missing from the figures", alert="ControlPlaneSamplerFailing"),
+            [("sum by (%n) (increase(@journal_entries_skipped_total[%w]))", "{{instance}} passed over"),
+             ("sum by (%n) (increase(@journal_lines_unparsed_total[%w]))", "{{instance}} not understood")],
+            "short", size=(8, 7), none="no log is read here", floor=0, decimals=0,
+        ),
+    ]  # fmt: skip
 
 
 def arguments():

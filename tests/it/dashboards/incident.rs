@@ -100,6 +100,7 @@ impl Lab {
                 "etcd: {{endpoints: ['{}'], ca_file: {}, cert_file: {}, key_file: {}, interval: 500ms, \
                  timeout: 2s, expected_members: 3}}\n\
                  registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
+                 journal: {{enabled: false}}\n\
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
                  certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n\
@@ -117,7 +118,7 @@ impl Lab {
             (Agent::start_with(options.clone()), options, port)
         });
         let agents = agents.collect();
-        let others = Others::start();
+        let others = Others::start(&container);
         Self { disk, container, cluster, agents, others, _folders: [data, snaps, saved] }
     }
 
@@ -158,10 +159,12 @@ impl Lab {
         let first = &self.agents[0].0;
         self.lead(0);
         self.others.incident();
+        self.others.logs(&self.container);
         self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 300, 1_000);
         self.cluster.put_many("/registry/pods/default/pod-", 100, 1_000);
         std::thread::sleep(6 * SECOND);
         self.others.kine_dies();
+        self.others.logs(&self.container);
         self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/late-", 2_000, 1_000);
         std::thread::sleep(3 * SECOND);
         self.disk.set_delay(SECOND * 12 / 10);
