@@ -43,8 +43,10 @@ part() {
 }
 
 polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 polls_do_not_hurt; }
+# The optimised binary: memory is what is measured.
+flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
 
-all=(polls fuzz static incidents)
+all=(polls fuzz static flood incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
@@ -55,6 +57,7 @@ for name in "${parts[@]}"; do
       tests/setup.sh static aarch64 &&
         part static "the static binary built in two folders, and for aarch64" tests/reproducible.sh || failed=1
       ;;
+    flood) part flood "100,000 lines a second offered to journald for a minute, followed by the agent" flood ;;
     incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" tests/incidents.sh ;;
     *) echo "usage: tests/long.sh [${all[*]}]" >&2; exit 2 ;;
   esac

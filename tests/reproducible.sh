@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
+commit=$(git rev-parse HEAD)
 trap 'rm -rf "$work"' EXIT
 name=controlplane-exporter
 failed=0
@@ -14,7 +15,7 @@ limit=$((12 << 20))
 build() {
   if [ ! -d "$work/$1" ]; then
     mkdir -p "$work/$1"
-    git archive HEAD | tar -x -C "$work/$1"
+    git archive "$commit" | tar -x -C "$work/$1"
   fi
   env -u REVISION -u NO_BUILD CONTROLPLANE_EXPORTER_STATIC_TARGET="$work/target-$1" \
     "$work/$1/deploy/package.sh" static "$2" > "$work/log" 2>&1 || { tail -n 25 "$work/log" >&2; exit 1; }
