@@ -216,12 +216,7 @@ struct Journal {
 type Cursors = BTreeMap<String, BTreeMap<String, String>>;
 
 impl Journal {
-    fn new(
-        rows: Vec<Row>,
-        wanted: Vec<Wanted>,
-        cursor_file: PathBuf,
-        timeout: Duration,
-    ) -> Self {
+    fn new(rows: Vec<Row>, wanted: Vec<Wanted>, cursor_file: PathBuf, timeout: Duration) -> Self {
         Self {
             cells: Cells::own(),
             classifier: None,

@@ -58,7 +58,7 @@ pub(crate) fn expression(text: &str, factor: f64) -> Result<String, String> {
         LazyLock::new(|| pattern(r"(predict_linear\s*\([^()]*?,\s*)([0-9* ]*[0-9])(\s*\))"));
     static AGE: LazyLock<Regex> = LazyLock::new(|| {
         pattern(
-            r"(time\(\)\s*-\s*(?:max by \([^()]*\) \()?[a-z_:]+(?:\{[^{}]*\})?\)?\s*(?:[<>]=?|==)\s*)(\d+(?:\.\d+)?)\b(\s*[-+*/^%]?)",
+            r"(time\(\)\s*-\s*(?:max by \([^()]*\) \(\s*)?[a-z_:]+(?:\{[^{}]*\})?\s*\)?\s*(?:[<>]=?|==)\s*)(\d+(?:\.\d+)?)\b(\s*[-+*/^%]?)",
         )
     });
     static BESIDE_INTERVAL: LazyLock<Regex> =
