@@ -33,6 +33,11 @@ const LATE: Duration = Duration::from_secs(30);
 /// A reader that is behind for so long, though it has taken so many entries meanwhile, goes on at the end. A clock that was
 /// set makes entries look late as well, but not so many.
 const BEHIND: (Duration, u32) = (Duration::from_mins(2), 100_000);
+/// An entry that comes later than this is not the last one.
+const TRAILING: Duration = Duration::from_secs(5);
+/// A reader that trails and gives nothing for so long has come to the end after all, or has lost its place: journalctl can
+/// wait for ever when the file that it reads is vacuumed. A new one begins after the last entry, which is right for both.
+const SILENT: Duration = Duration::from_secs(10);
 /// The last entries before the end are taken even then: what follows a flood says what it did.
 const AT_END: u32 = 5_000;
 /// Pauses before a child that ended is started again.
@@ -157,6 +162,8 @@ enum Ended {
     Stopped,
     /// It was ended because it is behind.
     Behind,
+    /// It was ended because it trailed and gave nothing more.
+    Silent,
     /// It came to its end.
     Well,
     /// It failed.
@@ -205,6 +212,7 @@ impl Task<'_> {
                     from = Some(From::End);
                     continue;
                 }
+                Ended::Silent => continue,
                 Ended::Well => Trouble { text: "it ended".into(), refused: false },
                 Ended::Badly(trouble) => trouble,
             };
@@ -305,12 +313,14 @@ impl Task<'_> {
         let mut parser = Parser::default();
         let mut piece = vec![0; PIECE];
         let mut late: Option<Late> = None;
+        let mut trails = false;
         loop {
             let begun = Instant::now();
             let length = tokio::select! {
                 biased;
                 _ = &mut self.stopped => return Some(Ended::Stopped),
                 read = stdout.read(&mut piece) => read.unwrap_or_default(),
+                () = tokio::time::sleep(SILENT), if trails && !history => return Some(Ended::Silent),
             };
             if length == 0 {
                 return None;
@@ -330,6 +340,7 @@ impl Task<'_> {
             }
             let age = last.and_then(|last| SystemTime::now().duration_since(last).ok());
             if let Some(age) = age {
+                trails = age > TRAILING;
                 let before = late.unwrap_or_else(Late::begin);
                 late = (age > LATE).then(|| Late { entries: before.entries + entries, ..before });
             }
