@@ -8,7 +8,7 @@
 //! `/run/controlplane-exporter` is, in a file there, so that a restart of the agent neither loses a line nor counts
 //! one twice. What signatures mean stands in `journal/signatures.yaml`; a configuration may add rows.
 //!
-//! A line costs 1 to 5 µs. At most 10,000 lines a second are taken, then the children wait; a reader that stays two
+//! A line costs 2.5 µs, and 9 µs in journalctl. At most 10,000 lines a second are taken, then the children wait; a reader that stays two
 //! minutes behind goes on at the last 5,000, and counts what it passed over. A run only copies figures. A reader that is
 //! refused, ends, or is held by the disk is a failure; with both readers gone the sampler is down. Secrets in lines are
 //! hidden before a line is quoted in the timeline; no part of a line becomes a label.
@@ -77,7 +77,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         }
         Ok(Build::tasked(Journal::new(rows, wanted, own.cursor_file, options.timeout)))
     },
-    cost: "0.1 ms of CPU a run, and 1 to 5 µs a line; 3 MiB; journalctl beside it takes 5 MiB, and as much CPU again",
+    cost: "0.1 ms of CPU a run, and 2.5 µs a line; 1 MiB. journalctl beside it takes 9 µs a line, and 7 MiB with the files that it maps",
 };
 
 static EVENTS: Metric<2> = Metric::counter(
