@@ -34,7 +34,7 @@ const LATE: Duration = Duration::from_secs(30);
 /// set makes entries look late as well, but not so many.
 const BEHIND: (Duration, u32) = (Duration::from_mins(2), 100_000);
 /// An entry that comes later than this is not the last one.
-const TRAILING: Duration = Duration::from_secs(5);
+const TRAILING: Duration = Duration::from_secs(2);
 /// A reader that trails and gives nothing for so long has come to the end after all, or has lost its place: journalctl can
 /// wait for ever when the file that it reads is vacuumed. A new one begins after the last entry, which is right for both.
 const SILENT: Duration = Duration::from_secs(10);
