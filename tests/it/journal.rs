@@ -302,8 +302,8 @@ fn the_log_of_a_real_etcd_with_a_slow_disk_is_understood_in_the_journal_of_k3s()
     );
 }
 
-/// What a container runtime does with a container's standard error, a line at a time.
-const RUNTIME: &str = r#"tail -q -n +1 -F "$1" 2>/dev/null | while IFS= read -r line; do
+/// What a container runtime does with a container's standard error, a line at a time. It ends with its shell.
+const RUNTIME: &str = r#"tail --pid=$$ -q -n +1 -F "$1" 2>/dev/null | while IFS= read -r line; do
   printf '%s stderr F %s\n' "$(date -u +%FT%T.%NZ)" "$line" >> "$2"
 done"#;
 
