@@ -3,6 +3,7 @@
 //! A sampler knows no clock, no HTTP and no other sampler. The scheduler calls it, bounds it and
 //! keeps the result; see `scheduler.rs`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -120,6 +121,23 @@ impl OptionsError {
     }
 }
 
+/// Checks that the paths under a key are absolute.
+///
+/// # Errors
+///
+/// The first that is not, under the key.
+pub fn absolute<'a>(
+    key: &str,
+    paths: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<(), OptionsError> {
+    match paths.into_iter().find(|path| !path.is_absolute()) {
+        Some(path) => {
+            Err(OptionsError::new(key, format!("{} is no absolute path", path.display())))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Everything the rest of the agent knows about a sampler.
 pub struct SamplerDef {
     /// One sentence: what it watches.
@@ -138,6 +156,24 @@ pub struct SamplerDef {
     pub build: fn(&Options, &Host) -> Result<Build, OptionsError>,
     /// What a run costs, as measured; printed in METRICS.md.
     pub cost: &'static str,
+}
+
+/// The sampler that these keys make on this host, where it runs in a child; else why it does not run, or what is wrong
+/// and under which key.
+#[cfg(test)]
+pub(crate) fn isolated(
+    def: &SamplerDef,
+    host: &Host,
+    own: &serde_json::Value,
+) -> Result<Box<dyn BlockingSampler>, String> {
+    let own = own.as_object().cloned().unwrap_or_default();
+    let options = Options { interval: def.interval, timeout: def.timeout, own };
+    match (def.build)(&options, host) {
+        Ok(Build::Run(Driver::Isolated(sampler))) => Ok(sampler),
+        Ok(Build::NotApplicable(why)) => Err(why),
+        Ok(_) => panic!("another driver"),
+        Err(error) => Err(format!("{}: {}", error.key, error.what)),
+    }
 }
 
 /// For [`SamplerDef::defaults`]: the default options as JSON.

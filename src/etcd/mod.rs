@@ -23,7 +23,7 @@ pub use files::TlsFiles;
 pub use reason::Reason;
 
 use crate::host::{EtcdAccess, Host};
-use crate::sampler::OptionsError;
+use crate::sampler::{OptionsError, absolute};
 
 /// No sampler asks more addresses of one member.
 const MAX_ENDPOINTS: usize = 8;
@@ -65,15 +65,9 @@ impl Settings {
         found: Option<&EtcdAccess>,
         host: &Host,
     ) -> Result<Option<Access>, OptionsError> {
-        let file = |key: &str, set: &Option<PathBuf>| match set {
-            Some(path) if !path.is_absolute() => {
-                Err(OptionsError::new(key, format!("{} is no absolute path", path.display())))
-            }
-            _ => Ok(()),
-        };
-        file("ca_file", &self.ca_file)?;
-        file("cert_file", &self.cert_file)?;
-        file("key_file", &self.key_file)?;
+        absolute("ca_file", &self.ca_file)?;
+        absolute("cert_file", &self.cert_file)?;
+        absolute("key_file", &self.key_file)?;
         match (&self.cert_file, &self.key_file) {
             (Some(_), None) => {
                 return Err(OptionsError::new("key_file", "is needed beside cert_file"));

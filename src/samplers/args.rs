@@ -23,7 +23,7 @@ use crate::host::processes::{self, comm};
 use crate::host::{Distribution, Host, Installation, read, snaps, words_of_file};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, absolute, defaults, facts};
 
 use table::{Known, known};
 
@@ -134,9 +134,7 @@ struct Options {
 
 impl Options {
     fn check(&self) -> Result<(), OptionsError> {
-        if let Some(dir) = self.dir.as_ref().filter(|dir| !dir.is_absolute()) {
-            return Err(OptionsError::new("dir", format!("{} is no absolute path", dir.display())));
-        }
+        absolute("dir", &self.dir)?;
         match self.flags.keys().find(|file| FILES.iter().all(|(known, _)| known != file)) {
             Some(file) => {
                 let known: Vec<_> = FILES.iter().map(|(name, _)| *name).collect();
@@ -315,7 +313,7 @@ fn dashed(flag: &str) -> String {
 mod tests {
     use super::*;
     use crate::host::Facts;
-    use crate::sampler::{self, Driver};
+    use crate::sampler;
 
     /// A MicroK8s node of this version, with these files of arguments.
     fn node(version: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Facts) {
@@ -335,15 +333,7 @@ mod tests {
         facts: Facts,
         own: serde_json::Value,
     ) -> Result<Box<dyn BlockingSampler>, String> {
-        let own = own.as_object().cloned().unwrap_or_default();
-        let (interval, timeout) = (Duration::from_mins(1), Duration::from_secs(5));
-        let options = sampler::Options { interval, timeout, own };
-        match (SAMPLER.build)(&options, &Host::at(root).with_facts(facts)) {
-            Ok(Build::Run(Driver::Isolated(sampler))) => Ok(sampler),
-            Ok(Build::NotApplicable(why)) => Err(why),
-            Ok(_) => panic!("another driver"),
-            Err(error) => Err(format!("{}: {}", error.key, error.what)),
-        }
+        sampler::isolated(&SAMPLER, &Host::at(root).with_facts(facts), &own)
     }
 
     fn run(version: &str, files: &[(&str, &str)], own: serde_json::Value) -> Batch {

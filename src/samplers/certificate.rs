@@ -25,7 +25,7 @@ use crate::host::yaml::Node;
 use crate::host::{Datastore, Facts, Host, processes, read};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{self, BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{self, BlockingSampler, Build, SamplerDef, absolute, defaults, facts};
 
 use places::Renewal;
 
@@ -39,7 +39,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     uses: |all| facts(all.primary()),
     build: |options, host| {
         let own: Options = options.parse()?;
-        own.check()?;
+        absolute("paths", &own.paths)?;
         let found = host.facts().primary().map(places::of).unwrap_or_default();
         if found.is_empty() && own.paths.is_empty() {
             return Ok(Build::not_applicable(
@@ -78,17 +78,6 @@ const GRACE: Duration = Duration::from_secs(15);
 struct Options {
     /// More certificates and kubeconfigs, or folders of them.
     paths: BTreeSet<PathBuf>,
-}
-
-impl Options {
-    fn check(&self) -> Result<(), OptionsError> {
-        match self.paths.iter().find(|path| !path.is_absolute()) {
-            Some(path) => {
-                Err(OptionsError::new("paths", format!("{} is no absolute path", path.display())))
-            }
-            None => Ok(()),
-        }
-    }
 }
 
 /// The files and folders that are read with these options; for `inspect`.

@@ -31,7 +31,7 @@ use crate::etcd::{Reason, TlsFiles};
 use crate::host::{Datastore, Facts};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError, WireError};
-use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{AsyncSampler, Build, SamplerDef, absolute, defaults, facts};
 
 use history::History;
 use metrics::{
@@ -59,9 +59,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     },
     build: |options, host| {
         let own: Options = options.parse()?;
-        if let Some(dir) = own.dir.as_ref().filter(|dir| !dir.is_absolute()) {
-            return Err(OptionsError::new("dir", format!("{} is no absolute path", dir.display())));
-        }
+        absolute("dir", &own.dir)?;
         let Some(dir) = own.dir.or_else(|| directory(host.facts())) else {
             let datastore = match host.facts().primary() {
                 None => "no Kubernetes control plane was found".to_owned(),
@@ -407,7 +405,7 @@ impl Dqlite {
 mod tests {
     use super::*;
     use crate::host::{Distribution, Host, Installation};
-    use crate::sampler;
+    use crate::sampler::{self, OptionsError};
 
     fn build(own: &serde_json::Value, facts: Facts) -> Result<Build, OptionsError> {
         let own = own.as_object().cloned().unwrap_or_default();

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Facts, Host, read};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{self, BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{self, BlockingSampler, Build, SamplerDef, absolute, defaults, facts};
 
 /// See the module's page.
 pub static SAMPLER: SamplerDef = SamplerDef {
@@ -32,7 +32,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     },
     build: |options, host| {
         let own: Options = options.parse()?;
-        own.check()?;
+        absolute("dir", &own.dir)?;
         let Some(dir) = directory(options, host.facts()) else {
             return Ok(Build::not_applicable(
                 "no k3s or RKE2 that makes snapshots of an embedded etcd was found; set etcd_snapshot.dir to a folder of snapshots",
@@ -74,17 +74,6 @@ static DATASTORE: Metric<0> = Metric::gauge(
 struct Options {
     /// The folder of the snapshots, instead of the one that detection found.
     dir: Option<PathBuf>,
-}
-
-impl Options {
-    fn check(&self) -> Result<(), OptionsError> {
-        match self.dir.as_ref().filter(|dir| !dir.is_absolute()) {
-            Some(dir) => {
-                Err(OptionsError::new("dir", format!("{} is no absolute path", dir.display())))
-            }
-            None => Ok(()),
-        }
-    }
 }
 
 /// The folder that is read with these options; for `inspect` as well.
@@ -163,7 +152,6 @@ mod tests {
 
     use super::*;
     use crate::host::{Distribution, Installation};
-    use crate::sampler::Driver;
 
     const DIR: &str = "/var/lib/rancher/k3s/server/db/snapshots";
     const ETCD: &str = "/var/lib/rancher/k3s/server/db/etcd";
@@ -177,15 +165,7 @@ mod tests {
         node.datastore_dir = Some(ETCD.into());
         node.etcd_snapshots = expected.then(|| DIR.into());
         let facts = Facts { installations: vec![node], ..Facts::default() };
-        let own = own.as_object().cloned().unwrap_or_default();
-        let (interval, timeout) = (Duration::from_mins(5), Duration::from_secs(5));
-        let options = sampler::Options { interval, timeout, own };
-        match (SAMPLER.build)(&options, &Host::at(root).with_facts(facts)) {
-            Ok(Build::Run(Driver::Isolated(sampler))) => Ok(sampler),
-            Ok(Build::NotApplicable(why)) => Err(why),
-            Ok(_) => panic!("another driver"),
-            Err(error) => Err(format!("{}: {}", error.key, error.what)),
-        }
+        sampler::isolated(&SAMPLER, &Host::at(root).with_facts(facts), &own)
     }
 
     fn run(root: &Path) -> Result<Batch, SampleError> {

@@ -21,7 +21,7 @@ use crate::host::processes::{self, comm};
 use crate::host::{Distribution, Host, Installation, read};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
-use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::sampler::{BlockingSampler, Build, SamplerDef, absolute, defaults, facts};
 
 /// See the module's page.
 pub static SAMPLER: SamplerDef = SamplerDef {
@@ -33,7 +33,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     uses: |all| facts(all.primary().map(|node| (node.distribution, &node.data_dir))),
     build: |options, host| {
         let own: Options = options.parse()?;
-        own.check()?;
+        absolute("dir", &own.dir)?;
         let components = host.facts().primary().and_then(Components::of);
         let found = components.as_ref().filter(|found| found.in_pods).map(|_| PODS.into());
         let dir = own.dir.or(found);
@@ -75,17 +75,6 @@ const MAX_ENTRIES: usize = 256;
 struct Options {
     /// Kubelet's folder of logs, instead of `/var/log/pods`.
     dir: Option<PathBuf>,
-}
-
-impl Options {
-    fn check(&self) -> Result<(), OptionsError> {
-        match self.dir.as_ref().filter(|dir| !dir.is_absolute()) {
-            Some(dir) => {
-                Err(OptionsError::new("dir", format!("{} is no absolute path", dir.display())))
-            }
-            None => Ok(()),
-        }
-    }
 }
 
 /// The processes that a distribution's control plane consists of.
@@ -249,7 +238,7 @@ mod tests {
 
     use super::*;
     use crate::host::Facts;
-    use crate::sampler::{self, Driver};
+    use crate::sampler;
 
     const HASH: &str = "e77889d75ec8be65235fe5a966d3f808";
     const OLD: &str = "5ee6f69d8b8410788f9b10a99510e832";
@@ -295,15 +284,7 @@ mod tests {
         ) -> Result<Box<dyn BlockingSampler>, String> {
             let installations = vec![Installation::new(distribution)];
             let facts = Facts { installations, boot_time: Some(1_000_000), ..Facts::default() };
-            let own = own.as_object().cloned().unwrap_or_default();
-            let (interval, timeout) = (Duration::from_secs(30), Duration::from_secs(5));
-            let options = sampler::Options { interval, timeout, own };
-            match (SAMPLER.build)(&options, &Host::at(self.0.path()).with_facts(facts)) {
-                Ok(Build::Run(Driver::Isolated(sampler))) => Ok(sampler),
-                Ok(Build::NotApplicable(why)) => Err(why),
-                Ok(_) => panic!("another driver"),
-                Err(error) => Err(format!("{}: {}", error.key, error.what)),
-            }
+            sampler::isolated(&SAMPLER, &Host::at(self.0.path()).with_facts(facts), &own)
         }
 
         fn run(&self, distribution: Distribution) -> Batch {

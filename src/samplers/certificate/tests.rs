@@ -7,7 +7,6 @@ use time::OffsetDateTime;
 
 use super::*;
 use crate::host::{Distribution, Installation};
-use crate::sampler::Driver;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -82,16 +81,8 @@ impl Node {
     }
 
     fn build(&self, own: serde_json::Value) -> Result<Box<dyn BlockingSampler>, String> {
-        let own = own.as_object().cloned().unwrap_or_default();
-        let (interval, timeout) = (Duration::from_mins(5), Duration::from_secs(5));
-        let options = sampler::Options { interval, timeout, own };
         let host = Host::at(self.root.path()).with_facts(self.facts.clone());
-        match (SAMPLER.build)(&options, &host) {
-            Ok(Build::Run(Driver::Isolated(sampler))) => Ok(sampler),
-            Ok(Build::NotApplicable(why)) => Err(why),
-            Ok(_) => panic!("another driver"),
-            Err(error) => Err(format!("{}: {}", error.key, error.what)),
-        }
+        sampler::isolated(&SAMPLER, &host, &own)
     }
 
     fn run(&self) -> Batch {
