@@ -34,6 +34,7 @@ pub mod sampler;
 pub mod samplers;
 pub mod scheduler;
 pub mod self_metrics;
+pub mod severity;
 pub mod status;
 pub mod store;
 pub mod thresholds;

@@ -33,7 +33,7 @@ use self::device::{DEFAULT_IGNORED, Devices};
 use self::log::{Log, Next, Opened};
 use self::record::{FACILITY_DAEMON, FACILITY_KERNEL, Record};
 use self::signatures::{Classifier, Hit, Payload};
-use self::table::{JOURNALD_IO_ERROR, Severity};
+use self::table::JOURNALD_IO_ERROR;
 use self::tally::{MAX_DEVICES, Tally};
 use crate::config::list;
 use crate::host::Host;
@@ -41,6 +41,7 @@ use crate::metric::Metric;
 use crate::quiet::Quiet;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
+use crate::severity::Severity;
 
 /// Records read in one run. The largest rings hold more; the next run goes on from there.
 const RECORDS_PER_RUN: usize = 20_000;

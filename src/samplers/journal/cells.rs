@@ -10,9 +10,10 @@ use tokio::sync::Notify;
 use super::export::Entry;
 use super::line::Classifier;
 use super::secret;
-use super::table::{From, Severity};
+use super::table::From;
 use crate::quiet::Quiet;
 use crate::sample::{Batch, Histogram, SampleError};
+use crate::severity::Severity;
 
 use super::{
     DURATION, ENTRIES_SKIPPED, EVENT_LAST, EVENTS, LAG, LINES, RESTART_COUNTER, STARTS, UNPARSED,
@@ -303,10 +304,7 @@ fn sequence(cursor: &str) -> Option<(String, u64)> {
 }
 
 fn cut(text: &str) -> String {
-    let mut end = text.len().min(QUOTED);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = text.floor_char_boundary(QUOTED);
     let more = if end < text.len() { "…" } else { "" };
     format!("{}{more}", &text[..end])
 }

@@ -6,25 +6,13 @@ use std::sync::LazyLock;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::severity::Severity;
+
 const TABLE: &str = include_str!("signatures.yaml");
 /// Rows that a configuration may add.
 const MAX_OWN: usize = 50;
 /// No pattern may compile to more than this many bytes.
 const PATTERN_BYTES: usize = 1 << 20;
-
-/// How bad a line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Severity {
-    /// Context that is counted and never alerted on.
-    Info,
-    /// Something that heals by itself, or that an operator should know.
-    Warning,
-    /// Something failed.
-    Error,
-    /// Data was lost, or an outage is under way.
-    Critical,
-}
 
 /// Who wrote a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use regex::bytes::{Captures, Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 use super::device::whole_disk;
 use super::table::Yields::{Block, Device, DeviceOnNextLine, HungTask, Oom, Suppressed};
-use super::table::{SIGNATURES, Severity, Signature};
+use super::table::{SIGNATURES, Signature};
+use crate::severity::Severity;
 
 /// What one line of a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,8 +249,8 @@ mod tests {
     use serde::Deserialize;
 
     use super::super::device::{DEFAULT_IGNORED, Devices};
-    use super::super::table::Severity::Info;
     use super::*;
+    use crate::severity::Severity::Info;
 
     #[derive(Deserialize)]
     struct Sample {

@@ -7,18 +7,7 @@
 //! is anchored at the beginning: a line that only quotes an error is none, and most lines are
 //! dismissed after a few bytes.
 
-/// How bad a line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Severity {
-    /// Context that is counted and never alerted on.
-    Info,
-    /// Something that heals by itself, or that an operator should know.
-    Warning,
-    /// Something failed.
-    Error,
-    /// Data was lost, or an outage is under way.
-    Critical,
-}
+use crate::severity::Severity;
 
 /// What a pattern yields besides its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 use super::device::Devices;
 use super::process::known;
 use super::signatures::{Hit, OomScope, Operation, Payload, oom_choice};
-use super::table::Severity;
 use super::{
     DEVICE_LAST, DEVICE_SECTOR, DEVICE_SECTORS, EVENT_LAST, EVENTS, HUNG_LAST, IO_ERRORS, LOST,
     OOM_KILLS, OOM_LAST, SUPPRESSED,
 };
 use crate::sample::Batch;
+use crate::severity::Severity;
 
 /// Devices that are told apart; a node has a handful, and names are used again after a hot plug.
 pub(super) const MAX_DEVICES: usize = 64;
