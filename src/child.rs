@@ -91,6 +91,51 @@ impl Slot {
     }
 }
 
+/// Starts a child that stays, and hands it its question as a line.
+///
+/// # Errors
+///
+/// When it cannot be started. One that does not take its question shows at its output.
+pub async fn stay(mut command: Command, question: &impl Serialize) -> io::Result<Child> {
+    let mut text = serde_json::to_vec(question)?;
+    text.push(b'\n');
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    // It fits into the pipe; a child that is gone already shows at the other pipe.
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(&text).await
+    {
+        tracing::debug!(%error, "a child process did not take its question");
+    }
+    Ok(child)
+}
+
+/// The pause before a child that stays, and has ended, is started again: from a second to a minute, twice the one
+/// before.
+#[derive(Debug)]
+pub struct Backoff(Duration);
+
+impl Backoff {
+    const LONGEST: Duration = Duration::from_mins(1);
+    const SHORTEST: Duration = Duration::from_secs(1);
+
+    /// The next pause. One that has run for longer than the longest begins anew.
+    pub fn next(&mut self, ran: Duration) -> Duration {
+        if ran > Self::LONGEST {
+            self.0 = Self::SHORTEST;
+        }
+        let pause = self.0;
+        self.0 = (pause * 2).min(Self::LONGEST);
+        pause
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Self::SHORTEST)
+    }
+}
+
 /// This program, with the file descriptors of the agent closed and nothing inherited but
 /// standard error.
 ///
@@ -169,6 +214,14 @@ pub fn die_with_parent() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_that_ends_at_once_is_started_ever_more_rarely_and_one_that_ran_soon() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..8).map(|_| backoff.next(Duration::ZERO).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(backoff.next(Duration::from_secs(61)).as_secs(), 1);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_question_waits_a_moment_for_the_child_before_it_and_no_longer() {

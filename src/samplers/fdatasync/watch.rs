@@ -10,11 +10,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::oneshot;
 
@@ -42,8 +41,6 @@ const EVENT: usize = 2;
 const WINDOW: Duration = Duration::from_mins(1);
 /// Events kept until the sampler takes them.
 const MAX_EVENTS: usize = 16;
-/// Pauses before a child that ended is started again.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 /// Errnos that are told apart, by their number on Linux.
 const ERRNOS: [(i32, &str); 9] = [
@@ -346,7 +343,7 @@ async fn keep(
     stopped: &mut oneshot::Receiver<Infallible>,
     command: impl Fn() -> io::Result<Command>,
 ) {
-    let mut backoff = BACKOFF.0;
+    let mut backoff = child::Backoff::default();
     loop {
         let started = Instant::now();
         let ended = run(cells, question, stopped, command()).await;
@@ -355,14 +352,10 @@ async fn keep(
             return;
         };
         cells.gone(Some(format!("the sync probe of {} ended: {why}", question.path.display())));
-        if started.elapsed() > BACKOFF.1 {
-            backoff = BACKOFF.0;
-        }
         tokio::select! {
-            () = tokio::time::sleep(backoff) => {}
+            () = tokio::time::sleep(backoff.next(started.elapsed())) => {}
             _ = &mut *stopped => return,
         }
-        backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
@@ -411,17 +404,8 @@ async fn start(
     question: &Question,
     command: io::Result<Command>,
 ) -> io::Result<(Child, ChildStdout)> {
-    let mut text = serde_json::to_vec(question)?;
-    text.push(b'\n');
-    let mut child =
-        command?.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(io::ErrorKind::BrokenPipe.into());
-    };
-    // It fits into the pipe; a child that is gone already shows at the other pipe.
-    if let Err(error) = stdin.write_all(&text).await {
-        tracing::debug!(%error, "a sync probe did not take its question");
-    }
+    let mut child = child::stay(command?, question).await?;
+    let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     Ok((child, stdout))
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr};
 use tokio::sync::oneshot;
 
@@ -40,8 +40,6 @@ const TRAILING: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_secs(10);
 /// The last entries before the end are taken even then: what follows a flood says what it did.
 const AT_END: u32 = 5_000;
-/// Pauses before a child that ended is started again.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Bytes read at a time.
 const PIECE: usize = 64 << 10;
 /// Bytes kept of what a child says on standard error.
@@ -173,7 +171,7 @@ enum Ended {
 impl Task<'_> {
     /// Runs one child after the other until told to stop.
     async fn keep(&mut self, wanted: &Wanted) {
-        let mut backoff = BACKOFF.0;
+        let mut backoff = child::Backoff::default();
         let mut from = None;
         loop {
             let started = Instant::now();
@@ -231,14 +229,10 @@ impl Task<'_> {
                 reader.trouble = Some(trouble);
             }
             self.cells.settled.notify_waiters();
-            if started.elapsed() > BACKOFF.1 {
-                backoff = BACKOFF.0;
-            }
             tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
+                () = tokio::time::sleep(backoff.next(started.elapsed())) => {}
                 _ = &mut self.stopped => return,
             }
-            backoff = (backoff * 2).min(BACKOFF.1);
         }
     }
 
@@ -397,18 +391,9 @@ async fn complaint(stderr: ChildStderr) -> String {
 }
 
 async fn start(question: &Question) -> io::Result<Child> {
-    let mut text = serde_json::to_vec(question)?;
-    text.push(b'\n');
     let mut command = child::command(&["follow"])?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn()?;
-    if let Some(mut stdin) = child.stdin.take()
-        && let Err(error) = stdin.write_all(&text).await
-    {
-        // A child that is gone already shows at the other pipe.
-        tracing::debug!(%error, "a reader did not take its question");
-    }
-    Ok(child)
+    command.stderr(Stdio::piped());
+    child::stay(command, question).await
 }
 
 /// The child's side: reads what it is asked for until it is killed, or nobody listens.
