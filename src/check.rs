@@ -61,6 +61,8 @@ pub enum Profile {
     Log,
     /// The systemd units.
     Units,
+    /// The clock, pools of disks, and settings that wait for a restart.
+    Settings,
     /// Room on the filesystems.
     Space,
 }
@@ -75,6 +77,7 @@ impl Profile {
             Self::Kernel => &[Topic::Kernel],
             Self::Log => &[Topic::Log],
             Self::Units => &[Topic::Units],
+            Self::Settings => &[Topic::Settings],
             Self::Space => &[Topic::Space],
         }
     }
@@ -88,6 +91,7 @@ impl Profile {
             Self::Kernel => "CONTROLPLANE KERNEL",
             Self::Log => "CONTROLPLANE LOG",
             Self::Units => "CONTROLPLANE UNITS",
+            Self::Settings => "CONTROLPLANE SETTINGS",
             Self::Space => "CONTROLPLANE SPACE",
         }
     }

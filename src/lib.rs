@@ -18,6 +18,7 @@ pub mod catalog;
 pub mod certificate;
 pub mod check;
 pub mod child;
+mod clock;
 pub mod config;
 pub mod dqlite;
 pub mod etcd;

@@ -511,6 +511,9 @@ pub enum SampleError {
     /// Something that the agent may not do; the text names the fix.
     #[error("{0}")]
     Permission(String),
+    /// What detection noted; the text names the path and the reason.
+    #[error("{0}")]
+    Detection(String),
     /// No answer in time.
     #[error("{what}: no answer within {after:?}")]
     Timeout {
@@ -566,6 +569,7 @@ impl SampleError {
             Self::Parse { .. } => "parse",
             Self::Call { .. } => "call",
             Self::Permission(_) => "permission",
+            Self::Detection(_) => "read",
             Self::Timeout { .. } => "timeout",
             Self::Child(_) => "child",
             Self::Wire(wire) => {

@@ -360,8 +360,9 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneLonghornOrphans", Warning, "orphans", Above, 100.0, Count, 30),
     at("ControlPlaneLonghornOrphans", Critical, "orphans", Above, 1000.0, Count, 5),
     at("ControlPlaneLonghornOrphansGrowing", Warning, "orphans more than within the last hour", Above, 50.0, Count, 5),
-    // exporter
-    at("ControlPlaneNodesRebooted", Info, "time since boot", Below, 1800.0, Seconds, 0),
+    // settings
+    at("ControlPlaneNodesChanged", Warning, "time since boot", Below, 1800.0, Seconds, 0),
+    at("ControlPlaneNodesChanged", Warning, "time since a file of the settings changed", Below, 1800.0, Seconds, 0),
 ];
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod court;
 mod expiry;
 mod log;
 mod microk8s;
+mod settings;
 mod topics;
 
 use std::borrow::Cow;
@@ -58,6 +59,8 @@ pub enum Topic {
     Log,
     /// The systemd units and static pods, and the arguments and certificates that they start with.
     Units,
+    /// The clock, pools of disks, versions, and settings that wait for a restart.
+    Settings,
     /// etcd, dqlite or kine, what is in it, and the snapshots of it.
     Datastore,
     /// The agent's own samplers.
@@ -66,12 +69,13 @@ pub enum Topic {
 
 impl Topic {
     /// All of them, causes first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Kernel,
         Self::Disk,
         Self::Space,
         Self::Log,
         Self::Units,
+        Self::Settings,
         Self::Datastore,
         Self::Samplers,
     ];
@@ -84,6 +88,7 @@ impl Topic {
             Self::Space => &["filesystem"],
             Self::Log => &["journal"],
             Self::Units => &["systemd", "static_pod", "args", "certificate"],
+            Self::Settings => &["settings"],
             Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
             Self::Samplers => &[],
         }
@@ -97,6 +102,7 @@ impl Topic {
             Self::Space => "Space",
             Self::Log => "Log",
             Self::Units => "Units",
+            Self::Settings => "Settings",
             Self::Datastore => "Datastore",
             Self::Samplers => "Samplers",
         }
@@ -187,6 +193,7 @@ pub fn judge(store: &Store) -> Vec<Verdict> {
     court.space();
     court.log();
     court.units();
+    court.settings();
     court.datastore();
     court.samplers();
     let mut verdicts = court.verdicts;

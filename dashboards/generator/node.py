@@ -223,6 +223,7 @@ def build():
     b.add(*arguments())
     b.row("Static pods, and the processes of k0s", components())
     b.row("Certificates", certificates())
+    b.row("Settings and versions", settings())
     b.row("The agent itself", agent())
     return b.build()
 
@@ -470,6 +471,107 @@ def certificates():
             describe("The certificate of each role that ends first. A step up is a renewal.", rows=ENDS),
             [("min by (%n, role) (@certificate_not_after_timestamp_seconds - time())", "{{instance}} {{role}}")],
             "s", size=(24, 7), none="no certificates are read here", floor=0, thresholds=steps_of(ENDS),
+        ),
+    ]  # fmt: skip
+
+
+def settings():
+    none = "no settings are read here"
+    return [
+        rows_of(
+            "Settings that are not the same on all of these nodes",
+            describe(
+                "Flags and settings with a value that only some of the chosen nodes have: choose all servers of a control "
+                "plane. A list is compared item by item.", "any of k3s, RKE2 or k0s",
+                alert="ControlPlaneSettingsDiffer"),
+            [
+                Column("Node", label="instance"),
+                Column("Program", label="component"),
+                Column("Flag", label="flag"),
+                Column("Value", label="value"),
+                Column("",
+                       "group by (%n, component, flag, value) (@settings_flag_info) unless on (cluster, job, component, flag, value) "
+                       "(count by (cluster, job, component, flag, value) (group by (%n, component, flag, value) (@settings_flag_info)) "
+                       "== on (cluster, job, component) group_left () "
+                       "count by (cluster, job, component) (group by (%n, component) (@settings_component_info)))"),
+            ],
+            size=(12, 9), none="they are the same, or none are read here",
+        ),
+        rows_of(
+            "Versions",
+            describe("What is installed on each node, by its files.", "more than one of the same part",
+                     alert="ControlPlaneVersionSkew"),
+            [
+                Column("Node", label="instance"),
+                Column("Part", label="component"),
+                Column("Version", label="version"),
+                Column("", "group by (%n, component, version) (@settings_version_info)"),
+            ],
+            size=(12, 9), none=none, sort=("Part", False),
+        ),
+        rows_of(
+            "Files of the settings",
+            describe("When each file was last written, and whether its program has been started since.", "changed",
+                     alert="ControlPlaneSettingsChanged"),
+            [
+                Column("Node", label="instance"),
+                Column("File", label="path"),
+                Column("Since the start", "max by (%n, path) (@settings_changed_since_start)",
+                       states={0: ("as it was", "transparent"), 1: ("changed", "yellow")}),
+                Column("Written ago", "min by (%n, path) (time() - @settings_file_timestamp_seconds)", unit="s", decimals=0),
+            ],
+            size=(12, 8), none="no such files here",
+        ),
+        rows_of(
+            "Kernel",
+            describe("Settings of the kernel that decide how writes to disk are held back. They should be the same on all nodes.",
+                     "`vm.dirty_ratio` 20 and `vm.swappiness` 60 under a datastore", alert="ControlPlaneHostSettingsDiffer"),
+            [
+                Column("Node", label="instance"),
+                Column("Setting", label="name"),
+                Column("Value", "max by (%n, name) (@settings_sysctl)"),
+            ],
+            size=(12, 8), none=none, sort=("Setting", False),
+        ),
+        rows_of(
+            "Disks of the datastore",
+            describe("Scheduler, whether the kernel takes the cache for volatile, rotation.",
+                     "`write through` on a disk without a protected cache", alert="ControlPlaneHostSettingsDiffer"),
+            [
+                Column("Node", label="instance"),
+                Column("Disk", label="device"),
+                Column("Scheduler", label="scheduler"),
+                Column("Write cache", label="write_cache"),
+                Column("Rotational", label="rotational"),
+                Column("", "group by (%n, device, scheduler, write_cache, rotational) (@settings_disk_info)"),
+            ],
+            size=(12, 7), none="the datastore's disks are not known",
+        ),
+        rows_of(
+            "ZFS",
+            describe("Pools and their states.", "anything but ONLINE", alert="ControlPlaneZfsPoolUnhealthy"),
+            [
+                Column("Node", label="instance"),
+                Column("Pool", label="pool"),
+                Column("State", label="state"),
+                Column("", "group by (%n, pool, state) (@settings_zfs_pool_info)"),
+                Column("Writes gathered", "max by (%n) (@settings_zfs_txg_timeout_seconds)", unit="s"),
+            ],
+            size=(12, 7), none="no ZFS here",
+        ),
+        lines(
+            "Time lost waiting for disk and memory",
+            describe("The share of time in which all processes that had work to do waited (full).",
+                     "disk above a few percent while syncs are slow", alert="ControlPlaneDiskSyncSlow"),
+            [('max by (%n, resource) (rate(@settings_pressure_seconds_total{share="full"}[%w]))', "{{instance}} {{resource}}")],
+            "percentunit", size=(12, 8), none="the kernel does not count it", floor=0,
+        ),
+        lines(
+            "How far the clock may be off",
+            describe("By the kernel's own account; it grows by half a millisecond a second while nobody corrects the clock.",
+                     "16 s, from which on it counts as lost", alert="ControlPlaneClockUnsynchronised"),
+            [("max by (%n) (@settings_clock_max_error_seconds)", "{{instance}}")],
+            "s", size=(12, 8), none="the kernel may not be asked, or is not", floor=0,
         ),
     ]  # fmt: skip
 

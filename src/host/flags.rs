@@ -31,6 +31,11 @@ impl Flags {
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// Every flag with its value, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Every value of a repeatable flag.
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(flag, _)| flag == name).map(|(_, value)| value.as_str())

@@ -124,13 +124,45 @@ fn describe_datastore(config: &Config, flags: &Flags, data: &Path, found: &mut I
     });
 }
 
+/// Settings that all controllers must share, by their keys below `spec`.
+const SHARED: [&str; 8] = [
+    "network.clusterDomain",
+    "network.dualStack.enabled",
+    "network.kubeProxy.disabled",
+    "network.kubeProxy.mode",
+    "network.podCIDR",
+    "network.provider",
+    "network.serviceCIDR",
+    "storage.type",
+];
+
+/// What all controllers must share, and the file that says it, which takes effect at the next start.
+pub(super) fn shared_settings(
+    probe: &Probe,
+    flags: &Flags,
+) -> (Vec<(String, String)>, Option<PathBuf>) {
+    let config = Config::read(probe, flags);
+    let mut settings: Vec<(String, String)> = SHARED
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), config.spec(key)?.to_owned())))
+        .collect();
+    let disabled = flags.all("disable-components").flat_map(|list| list.split(','));
+    settings.extend(disabled.map(|item| ("disable-components".to_owned(), item.trim().to_owned())));
+    let file = PathBuf::from(written_config(flags));
+    (settings, probe.exists(&file).then_some(file))
+}
+
+/// The file of the configuration that people write.
+fn written_config(flags: &Flags) -> &str {
+    flags.get("config").filter(|path| path.starts_with('/')).unwrap_or("/etc/k0s/k0s.yaml")
+}
+
 /// The configuration in effect.
 struct Config(Node);
 
 impl Config {
     fn read(probe: &Probe, flags: &Flags) -> Self {
-        let written = flags.get("config").filter(|path| path.starts_with('/'));
-        for path in [RUNTIME_CONFIG, written.unwrap_or("/etc/k0s/k0s.yaml")] {
+        for path in [RUNTIME_CONFIG, written_config(flags)] {
             match probe.text(path).map(|text| Node::parse(&text)) {
                 Some(Ok(node)) => return Self(node),
                 Some(Err(error)) => probe.note(format!("{path} could not be read: {error}")),

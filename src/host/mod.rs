@@ -7,6 +7,7 @@
 //!
 //! [`Mounts`] and [`devices`] are also used by samplers, which read `/proc` and `/sys` only.
 
+pub(crate) mod components;
 mod detect;
 pub mod devices;
 mod etcd_process;
@@ -14,6 +15,7 @@ mod etcd_settings;
 mod facts;
 mod flags;
 mod found;
+pub(crate) mod go_build;
 mod k0s;
 mod kubeadm;
 mod manifest;

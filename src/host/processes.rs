@@ -26,8 +26,19 @@ const MAX_PIDS: usize = 65_536;
 const MAX_KEPT: usize = 512;
 
 /// `comm` as the kernel cuts it, after 15 characters.
-const NAMES: &[&str] =
-    &["etcd", "k0s", "k3s", "k8s-dqlite", "k8sd", "kine", "kube-apiserver", "kubelet", "kubelite"];
+const NAMES: &[&str] = &[
+    "etcd",
+    "k0s",
+    "k3s",
+    "k8s-dqlite",
+    "k8sd",
+    "kine",
+    "kube-apiserver",
+    "kube-controller",
+    "kube-scheduler",
+    "kubelet",
+    "kubelite",
+];
 const PREFIXES: &[&str] = &["k3s-server", "k3s-agent", "rke2"];
 
 /// A process whose name is of interest.

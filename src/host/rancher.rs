@@ -9,10 +9,12 @@ use super::etcd_settings::{EtcdSettings, local_endpoints, quota_bytes, split_url
 use super::found::{Found, Hint};
 use super::manifest::StaticPod;
 use super::processes::Process;
-use super::rancher_config::{RancherConfig, known_variable};
+use super::rancher_config::{DETECTION, RancherConfig, known_variable};
 use super::read::Probe;
 use super::units::{self, UnitFile};
-use super::{Datastore, Distribution, EtcdAccess, Installation, Quota, QuotaSource, Role, Unit};
+use super::{
+    Datastore, Distribution, EtcdAccess, Installation, Quota, QuotaSource, Role, Unit, go_build,
+};
 
 pub(super) fn k3s(probe: &Probe, hint: &Hint) -> Option<Found> {
     let mut candidates: Vec<(String, UnitFile, Role)> = units::matching(probe, "k3s", ".service")
@@ -86,7 +88,8 @@ struct Supervisor {
 impl Supervisor {
     fn describe(self, probe: &Probe, hint: &Hint) -> Option<Found> {
         let unit = self.candidates.first().map(|(_, unit, _)| unit);
-        let config = RancherConfig::read(probe, self.name, unit.unwrap_or(&UnitFile::default()));
+        let no_unit = UnitFile::default();
+        let config = RancherConfig::read(probe, self.name, unit.unwrap_or(&no_unit), DETECTION);
         let data = hint
             .data_dir
             .clone()
@@ -114,9 +117,10 @@ impl Supervisor {
             .map(|(name, ..)| Unit { name: name.clone(), expected: true })
             .collect();
         found.container_dirs = vec![data.join("agent/containerd"), "/var/lib/kubelet".into()];
-        if self.distribution == Distribution::Rke2 {
-            found.version = rke2_version(probe, &data);
-        }
+        found.version = match self.distribution {
+            Distribution::Rke2 => rke2_version(probe, &data),
+            _ => k3s_version(probe, unit),
+        };
         if found.role != Role::Agent {
             self.describe_datastore(probe, &config, &data, &mut found);
         }
@@ -239,6 +243,16 @@ fn member_access(
         key_file: Some(tls.join("client.key")),
         quota,
     }
+}
+
+/// What was linked into the program: the one of the unit's command, else where the installer puts it.
+fn k3s_version(probe: &Probe, unit: Option<&UnitFile>) -> Option<String> {
+    let named = unit.and_then(|unit| unit.exec.first()).map(Path::new);
+    let named = named.filter(|path| path.is_absolute() && path.ends_with("k3s"));
+    let usual = ["/usr/local/bin/k3s", "/opt/bin/k3s"].map(Path::new);
+    named.into_iter().chain(usual).find_map(|path| {
+        go_build::linked(probe.host, path, &["github.com/k3s-io/k3s/pkg/version.Version"]).ok()?
+    })
 }
 
 /// `<data>/bin` leads to `data/v1.36.4-rke2r1-0123456789ab/bin`.

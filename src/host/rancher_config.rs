@@ -13,7 +13,8 @@ use super::read::Probe;
 use super::units::{UnitFile, environment_file, variable};
 use super::yaml::Node;
 
-const KEYS: &[&str] = &[
+/// The settings that detection wants.
+pub(super) const DETECTION: &[&str] = &[
     "data-dir",
     "datastore-endpoint",
     "datastore-cafile",
@@ -29,13 +30,23 @@ const KEYS: &[&str] = &[
     "service-cidr",
 ];
 
-/// The effective settings, reduced to what detection wants.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct RancherConfig(BTreeMap<String, Vec<String>>);
+/// The effective settings, reduced to those that are asked for.
+#[derive(Debug, Default)]
+pub(super) struct RancherConfig {
+    wanted: &'static [&'static str],
+    values: BTreeMap<String, Vec<String>>,
+    /// The files that they were read from, of those that exist.
+    pub(super) files: Vec<PathBuf>,
+}
 
 impl RancherConfig {
-    /// Reads the environment, the files and the command of `unit`. `name` is `k3s` or `rke2`.
-    pub(super) fn read(probe: &Probe, name: &str, unit: &UnitFile) -> Self {
+    /// Reads the `wanted` settings from the environment, the files and the command of `unit`. `name` is `k3s` or `rke2`.
+    pub(super) fn read(
+        probe: &Probe,
+        name: &str,
+        unit: &UnitFile,
+        wanted: &'static [&'static str],
+    ) -> Self {
         let flags = Flags::parse(&spell_out(&unit.exec));
         let mut variables = Vec::new();
         for folder in ["/etc/default", "/etc/sysconfig"] {
@@ -47,7 +58,7 @@ impl RancherConfig {
             variable(&variables, &format!("{}_{suffix}", name.to_uppercase())).map(str::to_owned)
         };
 
-        let mut config = Self::default();
+        let mut config = Self { wanted, ..Self::default() };
         for (key, suffix) in [
             ("data-dir", "DATA_DIR"),
             ("datastore-endpoint", "DATASTORE_ENDPOINT"),
@@ -56,7 +67,11 @@ impl RancherConfig {
             ("datastore-keyfile", "DATASTORE_KEYFILE"),
             ("server", "URL"),
             ("cluster-init", "CLUSTER_INIT"),
+            ("agent-token", "AGENT_TOKEN"),
         ] {
+            if !wanted.contains(&key) {
+                continue;
+            }
             if let Some(value) = variable(suffix) {
                 config.set(key, vec![value]);
             }
@@ -64,7 +79,7 @@ impl RancherConfig {
         let file = flags.get("config").map(str::to_owned).or_else(|| variable("CONFIG_FILE"));
         let file = file.unwrap_or_else(|| format!("/etc/rancher/{name}/config.yaml"));
         config.merge_files(probe, Path::new(&file));
-        for key in KEYS {
+        for key in wanted {
             let values: Vec<String> = flags.all(key).map(str::to_owned).collect();
             if !values.is_empty() {
                 config.set(key, values);
@@ -84,6 +99,7 @@ impl RancherConfig {
         let files = std::iter::once(file.to_owned()).chain(parts.map(|name| folder.join(name)));
         for file in files {
             let Some(text) = probe.text(&file) else { continue };
+            self.files.push(file.clone());
             match Node::parse(&text) {
                 Ok(node) => self.merge(&node),
                 Err(error) => {
@@ -97,21 +113,26 @@ impl RancherConfig {
     fn merge(&mut self, node: &Node) {
         for (key, value) in node.entries() {
             match key.strip_suffix('+') {
-                Some(key) if KEYS.contains(&key) => {
-                    self.0.entry(key.to_owned()).or_default().extend(value.texts());
+                Some(key) if self.wanted.contains(&key) => {
+                    self.values.entry(key.to_owned()).or_default().extend(value.texts());
                 }
-                None if KEYS.contains(&key.as_str()) => self.set(key, value.texts()),
+                None if self.wanted.contains(&key.as_str()) => self.set(key, value.texts()),
                 _ => {}
             }
         }
     }
 
     fn set(&mut self, key: &str, values: Vec<String>) {
-        self.0.insert(key.to_owned(), values);
+        self.values.insert(key.to_owned(), values);
+    }
+
+    /// Every value of a setting, as its lists are written; `None` where it is not set.
+    pub(super) fn all(&self, key: &str) -> Option<&[String]> {
+        self.values.get(key).map(Vec::as_slice)
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        let value = self.0.get(key)?.last()?;
+        let value = self.values.get(key)?.last()?;
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
@@ -138,7 +159,7 @@ impl RancherConfig {
 
     /// A setting of etcd given through `etcd-arg`.
     pub(super) fn etcd_args(&self) -> Flags {
-        let args = self.0.get("etcd-arg").map(Vec::as_slice).unwrap_or_default();
+        let args = self.values.get("etcd-arg").map(Vec::as_slice).unwrap_or_default();
         let dashed = args.iter().map(|arg| format!("--{}", arg.trim_start_matches('-')));
         Flags::parse(&dashed.collect::<Vec<_>>())
     }
@@ -147,7 +168,7 @@ impl RancherConfig {
     /// and those follow the node's addresses where they are not set.
     pub(super) fn loopback(&self) -> &'static str {
         let ranges = |key: &str| {
-            let all = self.0.get(key).map(|values| values.join(",")).unwrap_or_default();
+            let all = self.values.get(key).map(|values| values.join(",")).unwrap_or_default();
             all.split(',').filter(|part| !part.is_empty()).map(|part| part.contains(':')).collect()
         };
         let mut six: Vec<bool> = ranges("service-cidr");
@@ -169,6 +190,7 @@ pub(super) fn known_variable(name: &str) -> bool {
         "DATASTORE_KEYFILE",
         "URL",
         "CLUSTER_INIT",
+        "AGENT_TOKEN",
     ];
     name.strip_prefix("K3S_")
         .or_else(|| name.strip_prefix("RKE2_"))
@@ -220,7 +242,7 @@ mod tests {
                 .collect(),
         };
         let host = Host::at(dir.path());
-        RancherConfig::read(&Probe::new(&host), "k3s", &unit)
+        RancherConfig::read(&Probe::new(&host), "k3s", &unit, DETECTION)
     }
 
     #[test]
@@ -288,6 +310,6 @@ mod tests {
             ("etc/rancher/k3s/config.yaml", "data-dir: [\n"),
             ("etc/rancher/k3s/config.yaml.d/a.yaml/oops", ""),
         ];
-        assert_eq!(config(&files, &[], &[]), RancherConfig::default());
+        assert_eq!(config(&files, &[], &[]).values, BTreeMap::new());
     }
 }

@@ -18,6 +18,8 @@ use super::processes::Processes;
 
 /// Bytes of a configuration file; a larger one is refused, since no real one comes near.
 pub(super) const MAX_FILE: u64 = 1 << 20;
+/// Bytes of a small file.
+const MAX_SMALL: u64 = 16 << 10;
 /// Names read from one directory.
 const MAX_ENTRIES: usize = 4096;
 /// Notes kept; the rest would repeat them.
@@ -41,6 +43,11 @@ impl<'a> Probe<'a> {
         if notes.len() < MAX_NOTES && !notes.contains(&note) {
             notes.push(note);
         }
+    }
+
+    /// How many notes there are.
+    pub(super) fn notes(&self) -> usize {
+        self.notes.borrow().len()
     }
 
     pub(super) fn into_notes(self) -> Vec<String> {
@@ -143,8 +150,7 @@ pub(crate) fn read_dated(
     path: &Path,
     limit: u64,
 ) -> io::Result<(Vec<u8>, SystemTime)> {
-    // Every link has been followed, so one that is there now was put there since.
-    let file = open(&host.path(host.resolve(path)?), OFlags::NOFOLLOW)?;
+    let file = open_host(host, path)?;
     let modified = file.metadata()?.modified()?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -152,6 +158,37 @@ pub(crate) fn read_dated(
         return Err(invalid(&format!("larger than {limit} bytes")));
     }
     Ok((bytes, modified))
+}
+
+/// When a host file was last changed; nothing but a regular file has such a time here.
+///
+/// # Errors
+///
+/// As for [`read_host`].
+pub(crate) fn modified(host: &Host, path: &Path) -> io::Result<SystemTime> {
+    let metadata = fs::symlink_metadata(host.path(host.resolve(path)?))?;
+    check_kind(&metadata)?;
+    metadata.modified()
+}
+
+/// The text of a host file of a few kilobytes, as those of `/proc` and `/sys` are.
+///
+/// # Errors
+///
+/// As for [`read_host`].
+pub(crate) fn small_text(host: &Host, path: &Path) -> io::Result<String> {
+    let bytes = read_host(host, path, MAX_SMALL)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Opens a host file, links followed inside the host's root.
+///
+/// # Errors
+///
+/// As for [`read_host`].
+pub(super) fn open_host(host: &Host, path: &Path) -> io::Result<File> {
+    // Every link has been followed, so one that is there now was put there since.
+    open(&host.path(host.resolve(path)?), OFlags::NOFOLLOW)
 }
 
 /// At most `limit` bytes of a file of `/proc` or `/sys`, whose folders are no links. Reading on

@@ -18,6 +18,7 @@ samplers! {
     dqlite,
     kine,
     args,
+    settings,
     certificate,
     registry_keys,
     fdatasync,

@@ -188,6 +188,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
         "min_over_time",
         "last_over_time",
         "quantile_over_time",
+        "label_replace",
         "up",
     ]
     .into();

@@ -34,6 +34,7 @@ mod node;
 mod packages;
 mod page;
 mod registry_keys;
+mod settings;
 mod shipped;
 mod snap;
 mod static_pod;

@@ -31,7 +31,7 @@ const PLAIN: &str = "plain-";
 /// A row for each sampler that a node does not run: Grafana scrolls.
 const LONG: &str = "Samplers that do not run";
 /// Queries that this incident leaves without an answer, and why. By board, panel and reference.
-const QUIET: [(&str, &str, &str, &str); 4] = [
+const QUIET: [(&str, &str, &str, &str); 8] = [
     (
         "overview",
         "Nodes",
@@ -40,6 +40,15 @@ const QUIET: [(&str, &str, &str, &str); 4] = [
     ),
     ("node", "Age of processes", "A", "the laboratory's members run neither in pods nor below k0s"),
     ("node", "Certificates", "B", "nobody here renews the laboratory's certificates"),
+    (
+        "node",
+        "Settings that are not the same on all of these nodes",
+        "A",
+        "the laboratory's machine is all of its nodes",
+    ),
+    ("node", "Files of the settings", "A", "no distribution has files of settings here"),
+    ("node", "ZFS", "A", "this kernel has no ZFS"),
+    ("node", "ZFS", "B", "this kernel has no ZFS"),
     ("datastore", "Share of the quota in a day", "A", "no database here is a quarter of its quota"),
 ];
 
@@ -103,6 +112,7 @@ impl Lab {
                  journal: {{enabled: false}}\n\
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
+                 settings: {{interval: 1s}}\n\
                  certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n\
                  etcd_snapshot: {{dir: '{saved}', interval: 1s}}\n\
                  static_pod: {{dir: '{saved}/pods', interval: 1s}}\n{}",
