@@ -53,6 +53,8 @@ pub enum Profile {
     All,
     /// The datastore.
     Etcd,
+    /// The API server, and the ways to it.
+    Api,
     /// Syncs of the datastore's disk.
     Disk,
     /// The kernel's log.
@@ -73,6 +75,7 @@ impl Profile {
         match self {
             Self::All => &Topic::ALL,
             Self::Etcd => &[Topic::Datastore],
+            Self::Api => &[Topic::Api],
             Self::Disk => &[Topic::Disk],
             Self::Kernel => &[Topic::Kernel],
             Self::Log => &[Topic::Log],
@@ -87,6 +90,7 @@ impl Profile {
         match self {
             Self::All => "CONTROLPLANE",
             Self::Etcd => "CONTROLPLANE ETCD",
+            Self::Api => "CONTROLPLANE API",
             Self::Disk => "CONTROLPLANE DISK",
             Self::Kernel => "CONTROLPLANE KERNEL",
             Self::Log => "CONTROLPLANE LOG",

@@ -336,6 +336,8 @@ pub static TABLE: &[Threshold] = &[
     at("ControlPlaneUnitWatchdog", Warning, "time since the last such line", Below, 3600.0, Seconds, 0),
     at("ControlPlaneEtcdHeartbeatLate", Warning, "late heartbeats logged in 15 minutes", AtLeast, 10.0, Count, 0),
     at("ControlPlaneLonghornVolumeFault", Critical, "time since the last such line", Below, 3600.0, Seconds, 0),
+    // apiserver
+    at("ControlPlaneApiserverSlow", Warning, "answers of the API server, p90 of 10 minutes", Above, 0.5, Seconds, 10),
     // systemd
     at("ControlPlaneUnitRestarting", Warning, "restarts in 24 hours", Above, 10.0, Count, 0),
     at("ControlPlaneUnitRestarting", Critical, "restarts in 24 hours", Above, 50.0, Count, 0),

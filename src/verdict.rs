@@ -5,6 +5,7 @@
 //! What is not there to be judged (no etcd, no systemd) has no verdict; what should be there and cannot be read is
 //! [`Health::Unknown`].
 
+mod api;
 mod court;
 mod expiry;
 mod log;
@@ -63,13 +64,15 @@ pub enum Topic {
     Settings,
     /// etcd, dqlite or kine, what is in it, and the snapshots of it.
     Datastore,
+    /// The API server, and the ways to it.
+    Api,
     /// The agent's own samplers.
     Samplers,
 }
 
 impl Topic {
     /// All of them, causes first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Kernel,
         Self::Disk,
         Self::Space,
@@ -77,6 +80,7 @@ impl Topic {
         Self::Units,
         Self::Settings,
         Self::Datastore,
+        Self::Api,
         Self::Samplers,
     ];
 
@@ -90,6 +94,7 @@ impl Topic {
             Self::Units => &["systemd", "static_pod", "args", "certificate"],
             Self::Settings => &["settings"],
             Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
+            Self::Api => &["apiserver"],
             Self::Samplers => &[],
         }
     }
@@ -104,6 +109,7 @@ impl Topic {
             Self::Units => "Units",
             Self::Settings => "Settings",
             Self::Datastore => "Datastore",
+            Self::Api => "API server",
             Self::Samplers => "Samplers",
         }
     }
@@ -144,7 +150,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 18] = [
+pub const MEASURES: [&str; 19] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -163,6 +169,7 @@ pub const MEASURES: [&str; 18] = [
     "certificate_left",
     "orphans",
     "snapshot_age",
+    "api_p90",
 ];
 
 /// A figure and its limits, for programs.
@@ -195,6 +202,7 @@ pub fn judge(store: &Store) -> Vec<Verdict> {
     court.units();
     court.settings();
     court.datastore();
+    court.api();
     court.samplers();
     let mut verdicts = court.verdicts;
     verdicts.sort_by_key(|v| (v.topic, std::cmp::Reverse(v.health)));

@@ -159,6 +159,7 @@ def build():
         ),
     )  # fmt: skip
 
+    b.row("The API server, and the ways to it", api())
     b.row("Log")
     b.add(*logs())
     b.row("Units and space")
@@ -475,6 +476,48 @@ def certificates():
     ]  # fmt: skip
 
 
+API_SLOW = limits("ControlPlaneApiserverSlow", "answers of the API server, p90 of 10 minutes")
+
+
+def api():
+    none = "no API server is watched here"
+    return [
+        rows_of(
+            "What the API server says",
+            describe(
+                "The API server of each node by its own health checks (`local`), and each URL of the configuration. "
+                "`unauthorised` is an answer too: it says nothing of the datastore.",
+                "failing, unreachable", alert="ControlPlaneApiserverDown"),
+            [
+                Column("Node", label="instance"),
+                Column("Target", label="target"),
+                Column("Page", label="endpoint"),
+                Column("State", label="state"),
+                Column("", "group by (%n, target, endpoint, state) (@apiserver_state == 1)"),
+            ],
+            size=(8, 12), none=none,
+        ),
+        rows_of(
+            "Checks that fail",
+            describe("The API server's own checks by name.", "any", alert="ControlPlaneApiserverNotReady"),
+            [
+                Column("Node", label="instance"),
+                Column("Page", label="endpoint"),
+                Column("Check", label="check"),
+                Column("", "group by (%n, endpoint, check) (@apiserver_failing_check_info)"),
+            ],
+            size=(8, 12), none="no check fails, or no API server is watched here",
+        ),
+        lines(
+            "Time of answers, p90",
+            describe("From dialling to the end of the answer, on the node itself or to the URL.", rows=API_SLOW),
+            [("histogram_quantile(0.9, sum by (%n, target, endpoint, le) "
+              "(rate(@apiserver_request_duration_seconds_bucket[%w])))", "{{instance}} {{target}} {{endpoint}}")],
+            "s", size=(8, 12), none=none, floor=0, thresholds=steps_of(API_SLOW),
+        ),
+    ]  # fmt: skip
+
+
 def settings():
     none = "no settings are read here"
     return [
@@ -499,13 +542,12 @@ def settings():
         ),
         rows_of(
             "Versions",
-            describe("What is installed on each node, by its files.", "more than one of the same part",
+            describe("What is installed, by its files, and on how many of these nodes.", "more than one line for a part",
                      alert="ControlPlaneVersionSkew"),
             [
-                Column("Node", label="instance"),
                 Column("Part", label="component"),
                 Column("Version", label="version"),
-                Column("", "group by (%n, component, version) (@settings_version_info)"),
+                Column("Nodes", "count by (component, version) (group by (%n, component, version) (@settings_version_info))"),
             ],
             size=(12, 9), none=none, sort=("Part", False),
         ),
@@ -525,13 +567,14 @@ def settings():
         rows_of(
             "Kernel",
             describe("Settings of the kernel that decide how writes to disk are held back. They should be the same on all nodes.",
-                     "`vm.dirty_ratio` 20 and `vm.swappiness` 60 under a datastore", alert="ControlPlaneHostSettingsDiffer"),
+                     "dirty 20 % and swappiness 60 under a datastore", alert="ControlPlaneHostSettingsDiffer"),
             [
                 Column("Node", label="instance"),
-                Column("Setting", label="name"),
-                Column("Value", "max by (%n, name) (@settings_sysctl)"),
+                *(Column(title, f'max by (%n) (@settings_sysctl{{name="vm.{name}"}})') for title, name in (
+                    ("Dirty %", "dirty_ratio"), ("In background %", "dirty_background_ratio"),
+                    ("Swappiness", "swappiness"), ("Overcommit", "overcommit_memory"))),
             ],
-            size=(12, 8), none=none, sort=("Setting", False),
+            size=(12, 8), none=none,
         ),
         rows_of(
             "Disks of the datastore",

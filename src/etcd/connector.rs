@@ -48,6 +48,8 @@ pub struct Connector {
     server_name: Option<Arc<str>>,
     tls: Arc<TlsFiles>,
     deadline: Duration,
+    /// Whether the server speaks first, as with HTTP/2.
+    speaks_first: bool,
     /// The last failure and when it was.
     failed: Mutex<Option<(Instant, DialError)>>,
 }
@@ -75,7 +77,14 @@ impl Connector {
         timeout: Duration,
     ) -> Self {
         let deadline = (timeout * 3 / 4).min(DEADLINE);
-        Self { address, server_name, tls, deadline, failed: Mutex::default() }
+        Self { address, server_name, tls, deadline, speaks_first: true, failed: Mutex::default() }
+    }
+
+    /// For a server that waits for a request, as with HTTP/1.1: its first byte is not waited for.
+    #[must_use]
+    pub fn silent(mut self) -> Self {
+        self.speaks_first = false;
+        self
     }
 
     /// Dials.
@@ -158,6 +167,9 @@ impl Connector {
             };
             DialError { reason, text: format!("TLS handshake: {error}") }
         })?;
+        if !self.speaks_first {
+            return Ok(Box::new(stream));
+        }
         let mut head = vec![0; 1024];
         match tokio::time::timeout(FIRST_BYTE, stream.read(&mut head)).await {
             Ok(Ok(0)) => {

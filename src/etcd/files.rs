@@ -125,6 +125,8 @@ pub struct TlsFiles {
     reader: Reader,
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,
+    /// The key of the configuration that sets the CA.
+    ca_key: &'static str,
     make: Make,
     state: tokio::sync::Mutex<State>,
     /// Apart from the state, so that it can be asked for while a read hangs.
@@ -153,6 +155,7 @@ impl TlsFiles {
             reader: Reader::Child(child::Slot::default()),
             ca: ca.map(|ca| host.path(ca)),
             own,
+            ca_key: "ca_file",
             make: tls::client_config,
             state: tokio::sync::Mutex::default(),
             problem: Mutex::default(),
@@ -163,6 +166,13 @@ impl TlsFiles {
     #[must_use]
     pub fn made_by(mut self, make: Make) -> Self {
         self.make = make;
+        self
+    }
+
+    /// The same files, whose CA is set by another key of the configuration.
+    #[must_use]
+    pub fn ca_set_by(mut self, key: &'static str) -> Self {
+        self.ca_key = key;
         self
     }
 
@@ -186,7 +196,7 @@ impl TlsFiles {
 
     /// What is wrong with the files although older content may still serve; looked at anew, since
     /// an open connection would not notice that it has been mended.
-    async fn check(&self) -> Option<Problem> {
+    pub(crate) async fn check(&self) -> Option<Problem> {
         self.problem()?;
         // What is wrong now is in the problem.
         drop(self.config().await);
@@ -253,7 +263,7 @@ impl TlsFiles {
         let (key, path) = match (which, &self.own) {
             (Which::Cert, Some((cert, _))) => ("cert_file", Some(cert)),
             (Which::Key, Some((_, key))) => ("key_file", Some(key)),
-            _ => ("ca_file", self.ca.as_ref()),
+            _ => (self.ca_key, self.ca.as_ref()),
         };
         let path = path.cloned().unwrap_or_default();
         Problem { path, key, kind: None, what: what.to_owned() }

@@ -72,14 +72,19 @@ reasons! {
 impl Reason {
     /// The reason of a failed call.
     pub fn of(status: &Status) -> Self {
-        let mut current = status.source();
+        Self::of_chain(status.source()).unwrap_or_else(|| of_answer(status))
+    }
+
+    /// The reason of an error or of one of its causes, if one tells it.
+    pub fn of_chain(error: Option<&(dyn Error + 'static)>) -> Option<Self> {
+        let mut current = error;
         while let Some(error) = current {
             if let Some(reason) = of_source(error) {
-                return reason;
+                return Some(reason);
             }
             current = error.source();
         }
-        of_answer(status)
+        None
     }
 
     /// The reason of an I/O error, if it tells one.

@@ -51,6 +51,17 @@ pub fn client_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig
     Ok(config)
 }
 
+/// The same for HTTP/1.1.
+///
+/// # Errors
+///
+/// As for [`client_config`].
+pub fn http1_config(ca: &str, own: Option<(&str, &str)>) -> Result<ClientConfig, Bad> {
+    let mut config = client_config(ca, own)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 /// Settings for a client that shows this certificate, or none, at each connection anew, so that one that has
 /// expired is refused at once.
 pub(crate) fn shows(

@@ -98,6 +98,9 @@ pub struct Installation {
     /// Whether that socket wants TLS, as kine's does under RKE2.
     #[serde(default)]
     pub kine_tls: bool,
+    /// Where this node's API server answers, `https://127.0.0.1:6443`; none on a worker.
+    #[serde(default)]
+    pub api_url: Option<String>,
     /// The units to watch.
     pub units: Vec<Unit>,
     /// `comm` of the processes that write the datastore (`etcd`, `k3s-server`, `k8s-dqlite`).
@@ -127,6 +130,7 @@ impl Installation {
             external_etcd: None,
             kine_socket: None,
             kine_tls: false,
+            api_url: None,
             units: Vec::new(),
             processes: Vec::new(),
             container_dirs: Vec::new(),

@@ -1,5 +1,7 @@
 //! Command line flags, of processes, manifests, units and files of arguments.
 
+use std::net::IpAddr;
+
 /// Flags in their order; dashes are taken off the names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Flags(Vec<(String, String)>);
@@ -29,6 +31,18 @@ impl Flags {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let (_, value) = self.0.iter().rev().find(|(flag, _)| flag == name)?;
         Some(value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Where an API server with these flags answers on its own machine.
+    pub(super) fn api_url(&self, default_port: u16) -> String {
+        let bound = self.get("bind-address").and_then(|text| text.parse::<IpAddr>().ok());
+        let host = match bound.filter(|ip| !ip.is_unspecified()) {
+            Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+            Some(IpAddr::V4(ip)) => ip.to_string(),
+            None => "127.0.0.1".to_owned(),
+        };
+        let port = self.get("secure-port").and_then(|text| text.parse::<u16>().ok());
+        format!("https://{host}:{}", port.unwrap_or(default_port))
     }
 
     /// Every flag with its value, in their order.
@@ -183,6 +197,19 @@ mod tests {
         assert_eq!(flags.get("force-new-cluster"), Some("true"));
         assert_eq!(flags.get("missing"), None);
         assert_eq!(flags.all("data-dir").collect::<Vec<_>>(), ["/a", "/c"]);
+    }
+
+    #[test]
+    fn an_api_server_is_reached_where_its_flags_say() {
+        let url = |args: &[&str]| Flags::parse(args).api_url(6443);
+        assert_eq!(url(&[]), "https://127.0.0.1:6443");
+        assert_eq!(
+            url(&["--bind-address=0.0.0.0", "--secure-port=16443"]),
+            "https://127.0.0.1:16443"
+        );
+        assert_eq!(url(&["--bind-address=10.0.0.7"]), "https://10.0.0.7:6443");
+        assert_eq!(url(&["--bind-address=fd00::7"]), "https://[fd00::7]:6443");
+        assert_eq!(url(&["--bind-address=::", "--secure-port=x"]), "https://127.0.0.1:6443");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use object::LittleEndian;
+use object::read::elf::ElfFile64;
 use object::read::{Object, ObjectSection, ReadCache};
 
 use super::Host;
@@ -37,7 +39,8 @@ fn section(file: File) -> io::Result<Option<Vec<u8>>> {
     let mut file = file;
     let range = {
         let cache = ReadCache::new(&mut file);
-        let Ok(program) = object::File::parse(&cache) else { return Ok(None) };
+        // As the programs of x86_64 and aarch64 are.
+        let Ok(program) = ElfFile64::<LittleEndian, _>::parse(&cache) else { return Ok(None) };
         program.section_by_name(".go.buildinfo").and_then(|found| found.file_range())
     };
     let Some((start, length)) = range else { return Ok(None) };

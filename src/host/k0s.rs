@@ -63,6 +63,8 @@ pub(super) fn k0s(probe: &Probe, hint: &Hint) -> Option<Found> {
         candidates.iter().map(|name| Unit { name: (*name).to_owned(), expected: true }).collect();
     found.container_dirs = vec![data.join("containerd"), data.join("kubelet")];
     if found.role != Role::Agent {
+        found.api_url =
+            Some(format!("https://127.0.0.1:{}", config.spec("api.port").unwrap_or("6443")));
         describe_datastore(&config, &flags, &data, &mut found);
     }
     found.data_dir = Some(data);

@@ -41,6 +41,7 @@ pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {
         Role::Agent
     };
     found.version = apiserver.as_ref().and_then(Component::image_tag);
+    found.api_url = apiserver.as_ref().map(|api| api.flags().api_url(6443));
     found.data_dir = Some("/etc/kubernetes".into());
     describe_datastore(probe, &mut found, apiserver.as_ref(), etcd.as_ref());
     describe_runtime(probe, &mut found);

@@ -28,6 +28,7 @@ pub(super) const DETECTION: &[&str] = &[
     "etcd-snapshot-dir",
     "node-ip",
     "service-cidr",
+    "https-listen-port",
 ];
 
 /// The effective settings, reduced to those that are asked for.

@@ -149,6 +149,7 @@ fn microk8s_datastore(
     found: &mut Installation,
 ) {
     let apiserver = snap.flags(probe, "kube-apiserver").unwrap_or_default();
+    found.api_url = Some(apiserver.api_url(16443));
     let servers = apiserver.get("etcd-servers").unwrap_or_default();
     let backend = data.join("var/kubernetes/backend");
     if servers.contains("kine.sock") || (servers.is_empty() && ha_cluster) {
@@ -194,6 +195,7 @@ pub(super) fn canonical(probe: &Probe, hint: &Hint) -> Option<Found> {
         (None, false) => Role::Unknown,
     };
     if let Some(apiserver) = apiserver.filter(|_| found.role == Role::Server) {
+        found.api_url = Some(apiserver.api_url(6443));
         canonical_datastore(probe, &snap, &common, &apiserver, &mut found);
     }
     found.units = canonical_units(&snap, &found);

@@ -2,7 +2,10 @@
 //!
 //! Reads `/etc/os-release` and whether the control plane's manifests exist.
 
+use std::path::Path;
+
 use super::found::{Found, Hint};
+use super::manifest::StaticPod;
 use super::read::Probe;
 use super::{Datastore, Distribution, EtcdAccess, Installation, Role};
 
@@ -27,6 +30,8 @@ pub(super) fn talos(probe: &Probe, hint: &Hint) -> Option<Found> {
     if probe.exists(APISERVER) || probe.exists("/var/lib/etcd") {
         found.evidence.extend(probe.exists(APISERVER).then(|| APISERVER.into()));
         found.role = Role::Server;
+        let api = StaticPod::read(probe, Path::new(APISERVER)).unwrap_or_default();
+        found.api_url = Some(api.flags.api_url(6443));
         found.datastore = Datastore::Etcd;
         found.datastore_dir = Some("/var/lib/etcd".into());
         found.processes = vec!["etcd".to_owned()];

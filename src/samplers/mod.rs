@@ -17,6 +17,7 @@ samplers! {
     etcd_snapshot,
     dqlite,
     kine,
+    apiserver,
     args,
     settings,
     certificate,

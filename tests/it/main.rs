@@ -10,6 +10,7 @@
 )]
 
 mod alerts;
+mod apiserver;
 mod args;
 mod certificate;
 mod check;

@@ -31,12 +31,18 @@ const PLAIN: &str = "plain-";
 /// A row for each sampler that a node does not run: Grafana scrolls.
 const LONG: &str = "Samplers that do not run";
 /// Queries that this incident leaves without an answer, and why. By board, panel and reference.
-const QUIET: [(&str, &str, &str, &str); 8] = [
+const QUIET: [(&str, &str, &str, &str); 9] = [
     (
         "overview",
         "Nodes",
         "H",
         "the laboratory's members do not lie where detection looks for a datastore",
+    ),
+    (
+        "node",
+        "Checks that fail",
+        "A",
+        "no API server can be had here; etcd's own health is the URL",
     ),
     ("node", "Age of processes", "A", "the laboratory's members run neither in pods nor below k0s"),
     ("node", "Certificates", "B", "nobody here renews the laboratory's certificates"),
@@ -103,6 +109,7 @@ impl Lab {
             );
             let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n";
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
+            let health = cluster.metrics_port(member);
             let (ca, cert, saved) =
                 (pki.ca.display(), leaf.cert.display(), saved.path().display());
             let config = format!(
@@ -113,6 +120,7 @@ impl Lab {
                  fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
                  settings: {{interval: 1s}}\n\
+                 apiserver: {{urls: {{etcd: 'http://127.0.0.1:{health}/health'}}, interval: 1s}}\n\
                  certificate: {{paths: ['{ca}', '{cert}'], interval: 1s}}\n\
                  etcd_snapshot: {{dir: '{saved}', interval: 1s}}\n\
                  static_pod: {{dir: '{saved}/pods', interval: 1s}}\n{}",

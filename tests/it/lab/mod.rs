@@ -8,6 +8,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod alertmanager;
+pub(crate) mod apiserver;
 pub(crate) mod browser;
 pub(crate) mod disk;
 pub(crate) mod dqlite;

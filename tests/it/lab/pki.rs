@@ -21,7 +21,7 @@ pub(crate) struct Pki {
     pub(crate) ca: PathBuf,
     /// A CA that signed nothing here but `other_client`.
     pub(crate) other_ca: PathBuf,
-    /// For 127.0.0.1, `::1` and localhost; server and client usage, as etcd's peers need.
+    /// For 127.0.0.1, `::1`, localhost and kubernetes; server and client usage, as etcd's peers need.
     pub(crate) server: Leaf,
     pub(crate) server_expired: Leaf,
     pub(crate) server_wrong_host: Leaf,
@@ -39,7 +39,7 @@ impl Pki {
         let now = OffsetDateTime::now_utc();
         let valid = (now - Duration::days(1), now + Duration::days(365));
         let expired = (now - Duration::days(400), now - Duration::days(35));
-        let hosts: &[&str] = &["127.0.0.1", "::1", "localhost"];
+        let hosts: &[&str] = &["127.0.0.1", "::1", "localhost", "kubernetes"];
         let (ca, authority) = authority(at, "ca");
         let (other_ca, other_authority) = self::authority(at, "other-ca");
         let leaf = |name, hosts: &[&str], validity| leaf(at, &authority, name, hosts, validity);
