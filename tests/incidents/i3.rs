@@ -1,19 +1,73 @@
-//! I3: k3s on three virtual machines whose disks stall: syncs of 850 ms, 1.2 s and 2.1 s, and a leader that moves.
+//! I3: k3s on three virtual machines whose disks stall: syncs of 850 ms, 1.2 s and 2.1 s, and a leader that moves. One server
+//! is a minor version ahead and disables Traefik, a certificate is about to end, and the API takes seconds.
 
 use super::{Incident, SECOND, agent, etcd, full, interval, minutes};
 use crate::lab;
-use crate::lab::agent::Agent;
+use crate::lab::agent::{self as agents, Agent};
+use crate::lab::apiserver::{ApiServer, Mood};
 use crate::lab::disk::{Kind, SlowDisk};
 use crate::lab::etcd::{Cluster, Etcd, Options};
+use crate::lab::pki::Pki;
 use crate::lab::prometheus::Version;
+use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 const TERM: &str = "controlplane_etcd_raft_term";
 const STALLS: &str = "controlplane_fdatasync_stalls_total";
 const SYNC_RULES: &[&str] =
     &["etcdHighFsyncDurations", "etcdHighCommitDurations", "etcdGRPCRequestsSlow"];
+const FLAG: &str = "controlplane_settings_flag_info";
+const END: &str = "controlplane_certificate_not_after_timestamp_seconds";
+const TIMES: &str = "controlplane_apiserver_request_duration_seconds";
 const WORST: &str = "controlplane_fdatasync_max_seconds";
+
+/// What makes a server of this machine: a configuration of k3s, its program and the kernel's settings, which only the agent
+/// in a mount namespace of its own sees.
+struct Server {
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn new(version: &str, config: &str) -> Self {
+        let server = Self { folder: lab::temp_dir("server") };
+        for folder in ["lower/rancher", "rancher/k3s", "bin"] {
+            fs::create_dir_all(server.path().join(folder)).unwrap();
+        }
+        server.set(version, config);
+        fs::write(server.path().join("swappiness"), "10\n").unwrap();
+        server
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Installs this version and writes this configuration.
+    fn set(&self, version: &str, config: &str) {
+        // A program that Go built; only the number in it is another one.
+        let built = include_bytes!("../data/go-build-info.elf");
+        let (old, new) = (b"v1.33.1+k3s1", version.as_bytes());
+        assert_eq!(old.len(), new.len());
+        let at = built.windows(old.len()).position(|bytes| bytes == old).unwrap();
+        let mut program = built.to_vec();
+        program[at..at + new.len()].copy_from_slice(new);
+        fs::write(self.path().join("bin/k3s"), program).unwrap();
+        fs::write(self.path().join("rancher/k3s/config.yaml"), config).unwrap();
+    }
+
+    /// For `Options::through`.
+    fn through(&self) -> Vec<String> {
+        let at = self.path().display();
+        let script = format!(
+            "mount -t overlay overlay -o lowerdir={at}/lower:/etc /etc && mount --bind {at}/rancher /etc/rancher \
+             && mount --bind {at}/bin /usr/local/bin && mount --bind {at}/swappiness /proc/sys/vm/swappiness \
+             && exec \"$0\" \"$@\""
+        );
+        ["unshare", "--mount", "sh", "-c", &script].map(str::to_owned).into()
+    }
+}
 
 #[expect(clippy::too_many_lines, reason = "the incident is one story")]
 #[test]
@@ -29,19 +83,28 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
     let options = Options { data_root: Some(data.path().to_owned()), ..Options::default() };
     let cluster = Cluster::start_with(Etcd::V35, 3, options);
     let every = |seconds| interval(SECOND * seconds, factor);
+    let servers: Vec<_> =
+        (0..3).map(|_| Server::new("v1.32.4+k3s1", "cluster-init: true\n")).collect();
+    let kubernetes = Pki::new();
+    let api = ApiServer::start(&kubernetes, &kubernetes.server);
+    let watched = data.path().join("client.crt");
+    fs::copy(&kubernetes.client.cert, &watched).unwrap();
     let agents: Vec<_> = disks
         .iter()
         .enumerate()
         .map(|(i, disk)| {
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
-            Agent::start(&format!(
+            let config = format!(
                 "host: {{distribution: k3s, role: server, datastore: etcd, datastore_dir: '{path}/data',\n  \
                    processes: [k3s-server], container_dirs: [], devices: [{device}]}}\n\
                  exporter: {{interval: {five}}}\n\
                  etcd: {{endpoints: ['{url}'], ca_file: {ca}, cert_file: {cert}, key_file: {key},\n  \
                    interval: {fifteen}, timeout: 2s}}\n\
                  registry_keys: {{enabled: false}}\nsystemd: {{enabled: false}}\nsnap: {{enabled: false}}\n\
-                 kernel: {{enabled: false}}\nfilesystem: {{enabled: false}}\n\
+                 kernel: {{enabled: false}}\nfilesystem: {{enabled: false}}\njournal: {{enabled: false}}\n\
+                 settings: {{interval: {fifteen}}}\ncertificate: {{paths: ['{cert_watched}'], interval: {fifteen}}}\n\
+                 apiserver: {{url: '{api}', ca_file: {api_ca}, cert_file: {api_cert}, key_file: {api_key},\n  \
+                   interval: {fifteen}, timeout: 5s}}\n\
                  fdatasync: {{paths: ['{path}'], interval: {five}}}\n",
                 path = disk.mount().path().display(),
                 device = disk.device().name(),
@@ -49,9 +112,16 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
                 ca = pki.ca.display(),
                 cert = leaf.cert.display(),
                 key = leaf.key.display(),
+                cert_watched = watched.display(),
+                api = api.url(),
+                api_ca = kubernetes.ca.display(),
+                api_cert = kubernetes.client.cert.display(),
+                api_key = kubernetes.client.key.display(),
                 five = every(5),
                 fifteen = every(15),
-            ))
+            );
+            let through = servers[i].through();
+            Agent::start_with(agents::Options { config, through, ..agents::Options::default() })
         })
         .collect();
     let targets: Vec<_> = agents
@@ -70,6 +140,30 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
         .collect();
     let slow = |delay: Duration| disks.iter().for_each(|disk| disk.set_delay(delay));
 
+    let differs = i3.fault(
+        "one server is upgraded to v1.33.5, with `disable: [traefik]` and the kernel's default swappiness",
+        "whenever that server led, Traefik was deleted everywhere",
+        || {
+            servers[2].set("v1.33.5+k3s1", "cluster-init: true\ndisable: [traefik]\n");
+            fs::write(servers[2].path().join("swappiness"), "60\n").unwrap();
+        },
+    );
+    let disabled = [("flag", "disable"), ("value", "traefik")];
+    i3.signal(differs, FLAG, &[&agents[2]], "controlplane_settings", |s| {
+        s.value(FLAG, &disabled) == Some(1.0)
+    });
+    let ends = i3.fault(
+        "a client's certificate ends in six days",
+        "not said; its rotation restarted k3s",
+        || {
+            fs::copy(&kubernetes.client_ending.cert, &watched).unwrap();
+        },
+    );
+    i3.signal(ends, END, &[&agents[0]], "controlplane_certificate", |s| {
+        let path = watched.display().to_string();
+        s.value(END, &[("path", &path)]).is_some_and(|end| end < super::unix_now() + 7.0 * 86_400.0)
+    });
+
     // A sync is one flush of the disk or two, and waits for those of others.
     let fault = i3.fault(
         "a flush of the disks takes 0.3 s, so syncs take 0.3 to 0.9 s",
@@ -79,6 +173,14 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
     i3.signal(fault, WORST, &[&agents[0]], "controlplane_fdatasync", |s| s.sum(WORST, &[]) >= 0.3);
     i3.pages(fault, &[("ControlPlaneDiskSyncSlow", "critical", "cp-")], minutes(40));
     i3.stock(fault, SYNC_RULES, "");
+
+    let slow_api = i3.fault("the API takes 1.5 s to answer", "the API took seconds", || {
+        api.set(Mood::Slow(Duration::from_millis(1500)));
+    });
+    i3.signal(slow_api, TIMES, &[&agents[0]], "controlplane_apiserver", |s| {
+        s.sum(&format!("{TIMES}_sum"), &[("endpoint", "livez")]) > 1.5
+    });
+    "none: its cause had paged, and silences it".clone_into(&mut i3.rows[slow_api.row].page);
 
     let long = |agent: &Agent| agent.scrape().sum(STALLS, &[("threshold", "1")]);
     let stalled = agents.iter().map(long).fold(0.0, f64::max);
@@ -128,6 +230,16 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
     "none: its cause had paged, and silences it".clone_into(&mut i3.rows[fault.row].page);
     i3.stock(fault, &["etcdHighNumberOfLeaderChanges", "etcdNoLeader"], "");
 
+    i3.pages(
+        differs,
+        &[
+            ("ControlPlaneSettingsDiffer", "warning", ""),
+            ("ControlPlaneVersionSkew", "warning", ""),
+        ],
+        minutes(180),
+    );
+    i3.pages(ends, &[("ControlPlaneCertificateExpires", "critical", "cp-")], minutes(60));
+    i3.inhibited("ControlPlaneApiserverSlow", "", "ControlPlaneDiskSync", minutes(40));
     drop(writers);
     let repaired = i3.repair("the disks are quick again");
     disks.iter().for_each(SlowDisk::release);

@@ -27,6 +27,8 @@ pub(crate) struct Pki {
     pub(crate) server_wrong_host: Leaf,
     pub(crate) client: Leaf,
     pub(crate) client_expired: Leaf,
+    /// It ends in six days.
+    pub(crate) client_ending: Leaf,
     pub(crate) other_client: Leaf,
 }
 
@@ -42,6 +44,7 @@ impl Pki {
         let hosts: &[&str] = &["127.0.0.1", "::1", "localhost", "kubernetes"];
         let (ca, authority) = authority(at, "ca");
         let (other_ca, other_authority) = self::authority(at, "other-ca");
+        let ending = (now - Duration::days(359), now + Duration::days(6));
         let leaf = |name, hosts: &[&str], validity| leaf(at, &authority, name, hosts, validity);
         Self {
             server: leaf("server", hosts, valid),
@@ -49,6 +52,7 @@ impl Pki {
             server_wrong_host: leaf("server-wrong-host", &["etcd.example.test"], valid),
             client: leaf("client", &[], valid),
             client_expired: leaf("client-expired", &[], expired),
+            client_ending: leaf("client-ending", &[], ending),
             other_client: self::leaf(at, &other_authority, "other-client", &[], valid),
             ca,
             other_ca,
