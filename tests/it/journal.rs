@@ -28,14 +28,14 @@ const SLOW: &str =
 const SIGNATURE: &str = "etcd_slow_fdatasync";
 
 /// A unit `k3s.service` that logs whatever is appended to a file.
-struct Node {
-    container: Container,
+pub(crate) struct Node {
+    pub(crate) container: Container,
     /// On a filesystem in memory, as `/run` is.
     memory: tempfile::TempDir,
 }
 
 impl Node {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with("")
     }
 
@@ -66,7 +66,7 @@ impl Node {
     }
 
     /// The unit logs this.
-    fn say(&self, bytes: &[u8]) {
+    pub(crate) fn say(&self, bytes: &[u8]) {
         let mut file = OpenOptions::new().append(true).open(self.said()).unwrap();
         file.write_all(&[bytes, b"\n"].concat()).unwrap();
     }

@@ -12,6 +12,7 @@
 mod alerts;
 mod apiserver;
 mod args;
+mod budget;
 mod certificate;
 mod check;
 mod dashboards;
