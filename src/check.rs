@@ -63,6 +63,8 @@ pub enum Profile {
     Units,
     /// Room on the filesystems.
     Space,
+    /// Volumes of Longhorn and other CSI drivers.
+    Volumes,
 }
 
 impl Profile {
@@ -76,6 +78,7 @@ impl Profile {
             Self::Log => &[Topic::Log],
             Self::Units => &[Topic::Units],
             Self::Space => &[Topic::Space],
+            Self::Volumes => &[Topic::Volumes],
         }
     }
 
@@ -89,6 +92,7 @@ impl Profile {
             Self::Log => "CONTROLPLANE LOG",
             Self::Units => "CONTROLPLANE UNITS",
             Self::Space => "CONTROLPLANE SPACE",
+            Self::Volumes => "CONTROLPLANE VOLUMES",
         }
     }
 

@@ -10,6 +10,7 @@ mod expiry;
 mod log;
 mod microk8s;
 mod topics;
+mod volumes;
 
 use std::borrow::Cow;
 
@@ -54,6 +55,8 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
+    /// Volumes: formatted anew, emptied, without backups.
+    Volumes,
     /// What the control plane's logs tell.
     Log,
     /// The systemd units and static pods, and the arguments and certificates that they start with.
@@ -66,10 +69,11 @@ pub enum Topic {
 
 impl Topic {
     /// All of them, causes first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Kernel,
         Self::Disk,
         Self::Space,
+        Self::Volumes,
         Self::Log,
         Self::Units,
         Self::Datastore,
@@ -82,6 +86,7 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
+            Self::Volumes => &["volume"],
             Self::Log => &["journal"],
             Self::Units => &["systemd", "static_pod", "args", "certificate"],
             Self::Datastore => &["etcd", "etcd_snapshot", "dqlite", "kine", "registry_keys"],
@@ -95,6 +100,7 @@ impl Topic {
             Self::Kernel => "Kernel",
             Self::Disk => "Disk",
             Self::Space => "Space",
+            Self::Volumes => "Volumes",
             Self::Log => "Log",
             Self::Units => "Units",
             Self::Datastore => "Datastore",
@@ -138,7 +144,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 18] = [
+pub const MEASURES: [&str; 20] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -157,6 +163,8 @@ pub const MEASURES: [&str; 18] = [
     "certificate_left",
     "orphans",
     "snapshot_age",
+    "volume_used",
+    "volume_backups",
 ];
 
 /// A figure and its limits, for programs.
@@ -185,6 +193,7 @@ pub fn judge(store: &Store) -> Vec<Verdict> {
     court.kernel();
     court.disk();
     court.space();
+    court.volumes();
     court.log();
     court.units();
     court.datastore();

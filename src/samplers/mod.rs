@@ -26,6 +26,7 @@ samplers! {
     systemd,
     static_pod,
     filesystem,
+    volume,
     snap,
 }
 

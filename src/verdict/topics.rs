@@ -637,6 +637,7 @@ pub(super) mod tests {
         include_str!("microk8s.rs"),
         include_str!("expiry.rs"),
         include_str!("log.rs"),
+        include_str!("volumes.rs"),
     ];
 
     #[test]
