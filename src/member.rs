@@ -1,28 +1,26 @@
-//! What changed at a member of a datastore between two runs: whether it answers, and who leads.
+//! What changed at a server between two runs: whether it answers, and, of a member of a datastore, who leads.
 
 use std::time::SystemTime;
 
 use crate::sample::Batch;
 
-/// Whether the local member answers.
+/// Whether a server answers.
 #[derive(Debug, Default)]
 pub struct Answers(Option<bool>);
 
 impl Answers {
-    /// Tells log and timeline when the member of this `datastore` (`etcd`, `dqlite`) ceases to answer, and when it
-    /// answers again; `why` it does not.
-    pub fn see(&mut self, datastore: &str, up: bool, why: &str, out: &mut Batch) {
+    /// Tells log and timeline when `who` ceases to answer, and when it answers again; `why` it does not. The events' kinds
+    /// begin with `kind`.
+    pub fn see(&mut self, kind: &str, who: &str, up: bool, why: &str, out: &mut Batch) {
         let now = SystemTime::now();
         match (self.0.replace(up), up) {
             (None | Some(true), false) => {
-                tracing::warn!(why, "{datastore} does not answer");
-                let text = format!("{datastore} does not answer: {why}");
-                out.event(now, &format!("{datastore}_down"), text);
+                tracing::warn!(why, "{who} does not answer");
+                out.event(now, &format!("{kind}_down"), format!("{who} does not answer: {why}"));
             }
             (Some(false), true) => {
-                tracing::info!("{datastore} answers again");
-                let text = format!("{datastore} answers again");
-                out.event(now, &format!("{datastore}_up"), text);
+                tracing::info!("{who} answers again");
+                out.event(now, &format!("{kind}_up"), format!("{who} answers again"));
             }
             _ => {}
         }

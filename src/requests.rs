@@ -9,10 +9,32 @@ use crate::sample::{Batch, Histogram};
 
 /// One kind of call.
 #[derive(Debug)]
-struct Record {
-    durations: Histogram,
-    failures: BTreeMap<Reason, u64>,
+pub struct Record {
+    /// What those took that were answered or waited for.
+    pub durations: Histogram,
+    /// How many failed, by the reason.
+    pub failures: BTreeMap<Reason, u64>,
     last_success: Option<SystemTime>,
+}
+
+impl Record {
+    /// No calls yet; with these upper bounds, in seconds, for their times.
+    pub fn new(bounds: &[f64]) -> Self {
+        let (durations, failures) = (Histogram::new(bounds), BTreeMap::new());
+        Self { durations, failures, last_success: None }
+    }
+
+    /// Counts one call that `took` so long and, if it failed, failed for this reason.
+    pub fn add(&mut self, took: Duration, failure: Option<Reason>) {
+        // How fast a port is refused says nothing.
+        if matches!(failure, None | Some(Reason::Timeout | Reason::TlsTimeout)) {
+            self.durations.observe(took.as_secs_f64());
+        }
+        match failure {
+            None => self.last_success = Some(SystemTime::now()),
+            Some(reason) => *self.failures.entry(reason).or_default() += 1,
+        }
+    }
 }
 
 /// The calls since the agent started, by the word in the label `request`.
@@ -22,12 +44,7 @@ pub struct Requests(Vec<(&'static str, Record)>);
 impl Requests {
     /// No calls yet, of these kinds; with these upper bounds, in seconds, for their times.
     pub fn new(words: &[&'static str], bounds: &[f64]) -> Self {
-        let record = || Record {
-            durations: Histogram::new(bounds),
-            failures: BTreeMap::new(),
-            last_success: None,
-        };
-        Self(words.iter().map(|word| (*word, record())).collect())
+        Self(words.iter().map(|word| (*word, Record::new(bounds))).collect())
     }
 
     /// Counts one call that `took` so long and, if it failed, failed for this reason.
@@ -36,14 +53,7 @@ impl Requests {
             debug_assert!(false, "{word} is no kind of call");
             return;
         };
-        // How fast a port is refused says nothing.
-        if matches!(failure, None | Some(Reason::Timeout | Reason::TlsTimeout)) {
-            record.durations.observe(took.as_secs_f64());
-        }
-        match failure {
-            None => record.last_success = Some(SystemTime::now()),
-            Some(reason) => *record.failures.entry(reason).or_default() += 1,
-        }
+        record.add(took, failure);
     }
 
     /// The figures, under the sampler's own names.

@@ -1,5 +1,6 @@
 //! Where an etcd listens: `https://host:port`, `http://host:port`, or a Unix socket.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
@@ -33,6 +34,14 @@ pub enum Address {
     },
 }
 
+/// An address for an error: what stands before an @ is often a password.
+pub(crate) fn without_user(text: &str) -> Cow<'_, str> {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => Cow::Owned(format!("***@{rest}")),
+        None => Cow::Borrowed(text),
+    }
+}
+
 impl Address {
     /// Reads a URL or the absolute path of a socket.
     ///
@@ -41,9 +50,7 @@ impl Address {
     /// A sentence that says what was expected.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
-            // What stands before an @ is often a password.
-            let shown = text.rsplit_once('@').map(|(_, rest)| format!("***@{rest}"));
-            let shown = shown.as_deref().unwrap_or(text);
+            let shown = without_user(text);
             format!(
                 "{shown:?} is no address; use https://127.0.0.1:2379, http://127.0.0.1:2379 or the \
                  absolute path of a socket"

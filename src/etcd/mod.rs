@@ -66,17 +66,7 @@ impl Settings {
         host: &Host,
     ) -> Result<Option<Access>, OptionsError> {
         absolute("ca_file", &self.ca_file)?;
-        absolute("cert_file", &self.cert_file)?;
-        absolute("key_file", &self.key_file)?;
-        match (&self.cert_file, &self.key_file) {
-            (Some(_), None) => {
-                return Err(OptionsError::new("key_file", "is needed beside cert_file"));
-            }
-            (None, Some(_)) => {
-                return Err(OptionsError::new("cert_file", "is needed beside key_file"));
-            }
-            _ => {}
-        }
+        let pair = pair(self.cert_file, self.key_file)?;
         if self.endpoints.len() > MAX_ENDPOINTS {
             let what = format!("at most {MAX_ENDPOINTS} addresses of the local member");
             return Err(OptionsError::new("endpoints", what));
@@ -105,13 +95,31 @@ impl Settings {
         // Files of another etcd are not shown to this one.
         let found = found.filter(|found| !own || covers(found, &addresses));
         let found = found.cloned().unwrap_or_default();
-        let (cert, key) = match (self.cert_file, self.key_file) {
-            (Some(cert), Some(key)) => (Some(cert), Some(key)),
-            _ => (found.cert_file, found.key_file),
+        let (cert, key) = match pair {
+            Some((cert, key)) => (Some(cert), Some(key)),
+            None => (found.cert_file, found.key_file),
         };
         let ca = self.ca_file.or(found.ca_file);
         let tls = Arc::new(TlsFiles::new(host, ca, cert, key));
         Ok(Some(Access { addresses, tls, server_name: self.server_name.map(Into::into) }))
+    }
+}
+
+/// The client certificate of the keys `cert_file` and `key_file`; `None` where neither is set.
+///
+/// # Errors
+///
+/// When a path is not absolute, or one of the two comes without the other.
+pub fn pair(
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<(PathBuf, PathBuf)>, OptionsError> {
+    absolute("cert_file", &cert)?;
+    absolute("key_file", &key)?;
+    match (cert, key) {
+        (Some(_), None) => Err(OptionsError::new("key_file", "is needed beside cert_file")),
+        (None, Some(_)) => Err(OptionsError::new("cert_file", "is needed beside key_file")),
+        (cert, key) => Ok(cert.zip(key)),
     }
 }
 

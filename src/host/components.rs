@@ -17,7 +17,7 @@ use super::flags::{Flags, words_of_file};
 use super::manifest::StaticPod;
 use super::rancher_config::{RancherConfig, known_variable};
 use super::read::Probe;
-use super::{Distribution, Host, Installation, Role, k0s, snaps, units};
+use super::{Distribution, Host, Installation, Role, k0s, kubeadm, snaps, units};
 
 /// A program of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +34,6 @@ pub(crate) struct Component {
 
 /// Programs that are a process of their own in most distributions.
 const PROGRAMS: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"];
-/// The same with the snaps' own datastore.
-const SNAP_PROGRAMS: [&str; 5] =
-    ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd", "k8s-dqlite"];
 
 /// Settings of k3s that all servers must share, and `disable`, which k3s lets differ: the server that leads deletes what
 /// it has disabled, everywhere. The second is the value that is meant where none is set.
@@ -84,35 +81,6 @@ const K3S_ARGS: [(&str, &str); 4] = [
     ("kube-scheduler-arg", "kube-scheduler"),
     ("etcd-arg", "etcd"),
 ];
-/// Everything that is asked of the configuration of k3s and RKE2.
-const RANCHER_KEYS: &[&str] = &[
-    "agent-token",
-    "cluster-cidr",
-    "cluster-dns",
-    "cluster-domain",
-    "cni",
-    "datastore-endpoint",
-    "disable",
-    "disable-cloud-controller",
-    "disable-helm-controller",
-    "disable-kube-proxy",
-    "disable-network-policy",
-    "egress-selector-mode",
-    "embedded-registry",
-    "etcd-arg",
-    "flannel-backend",
-    "flannel-external-ip",
-    "flannel-ipv6-masq",
-    "ingress-controller",
-    "kube-apiserver-arg",
-    "kube-controller-manager-arg",
-    "kube-scheduler-arg",
-    "profile",
-    "secrets-encryption",
-    "secrets-encryption-provider",
-    "service-cidr",
-];
-
 /// The programs of this node's control plane, and what could not be read: sentences that name the path and the reason.
 /// A worker has none.
 pub(crate) fn components(host: &Host) -> (Vec<Component>, Vec<String>) {
@@ -123,10 +91,10 @@ pub(crate) fn components(host: &Host) -> (Vec<Component>, Vec<String>) {
     let mut found = match node.distribution {
         Distribution::K3s => k3s(&probe, node),
         Distribution::Rke2 => rke2(&probe, node),
-        Distribution::Kubeadm => static_pods(&probe, Path::new(MANIFESTS), ""),
-        Distribution::Talos => static_pods(&probe, Path::new(MANIFESTS), "talos-"),
-        Distribution::Microk8s => snap(&probe, "microk8s", "/var/snap/microk8s/current/args"),
-        Distribution::CanonicalK8s => snap(&probe, "k8s", "/var/snap/k8s/common/args"),
+        Distribution::Kubeadm => static_pods(&probe, Path::new(kubeadm::MANIFESTS), ""),
+        Distribution::Talos => static_pods(&probe, Path::new(kubeadm::MANIFESTS), "talos-"),
+        Distribution::Microk8s => snap(&probe, snaps::MICROK8S),
+        Distribution::CanonicalK8s => snap(&probe, snaps::CANONICAL),
         Distribution::K0s => k0s(&probe, node),
         Distribution::Etcd => processes(&probe, &["etcd"]),
     };
@@ -138,11 +106,10 @@ pub(crate) fn components(host: &Host) -> (Vec<Component>, Vec<String>) {
     (found, probe.into_notes())
 }
 
-const MANIFESTS: &str = "/etc/kubernetes/manifests";
-
 fn k3s(probe: &Probe, node: &Installation) -> Vec<Component> {
     let before = probe.notes();
-    let (config, files) = rancher_config(probe, node, "k3s");
+    let keys = K3S.iter().map(|(key, _)| *key).chain(K3S_ARGS.map(|(key, _)| key));
+    let (config, files) = rancher_config(probe, node, "k3s", keys.collect());
     if probe.notes() > before {
         return Vec::new();
     }
@@ -159,7 +126,8 @@ fn k3s(probe: &Probe, node: &Installation) -> Vec<Component> {
 
 fn rke2(probe: &Probe, node: &Installation) -> Vec<Component> {
     let before = probe.notes();
-    let (config, files) = rancher_config(probe, node, "rke2");
+    let keys = RKE2.iter().map(|(key, _)| *key).collect();
+    let (config, files) = rancher_config(probe, node, "rke2", keys);
     let mut found = Vec::new();
     if probe.notes() == before {
         found.push(Component { name: "rke2", flags: shared(&config, RKE2), files, version: None });
@@ -170,10 +138,15 @@ fn rke2(probe: &Probe, node: &Installation) -> Vec<Component> {
 }
 
 /// The configuration, and the files that it comes from.
-fn rancher_config(probe: &Probe, node: &Installation, name: &str) -> (RancherConfig, Vec<PathBuf>) {
+fn rancher_config(
+    probe: &Probe,
+    node: &Installation,
+    name: &str,
+    keys: Vec<&'static str>,
+) -> (RancherConfig, Vec<PathBuf>) {
     let unit = node.units.first().map(|unit| unit.name.as_str());
     let loaded = unit.and_then(|unit| units::load(probe, unit, &known_variable));
-    let config = RancherConfig::read(probe, name, &loaded.unwrap_or_default(), RANCHER_KEYS);
+    let config = RancherConfig::read(probe, name, &loaded.unwrap_or_default(), keys);
     let mut files = config.files.clone();
     files.extend(unit.and_then(|unit| units::find(probe, unit)));
     let variables = ["/etc/default", "/etc/sysconfig"].map(|folder| Path::new(folder).join(name));
@@ -216,9 +189,9 @@ fn static_pods(probe: &Probe, folder: &Path, prefix: &str) -> Vec<Component> {
     pods.collect()
 }
 
-fn snap(probe: &Probe, name: &str, args: &str) -> Vec<Component> {
+fn snap(probe: &Probe, (name, args): (&str, &str)) -> Vec<Component> {
     let mount = PathBuf::from(format!("/snap/{name}/current"));
-    let programs = SNAP_PROGRAMS.into_iter().filter_map(|program| {
+    let programs = PROGRAMS.into_iter().chain(["k8s-dqlite"]).filter_map(|program| {
         let file = Path::new(args).join(program);
         let text = probe.text(&file)?;
         // What bash refuses is told by the sampler `args`, and so is what changed since the start.
@@ -297,7 +270,6 @@ fn without_secrets(name: &str, value: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::fs;
 
     use super::*;
@@ -330,9 +302,24 @@ mod tests {
 
     #[test]
     fn every_setting_of_k3s_and_rke2_is_asked_for() {
-        let shared = K3S.iter().chain(RKE2).map(|(key, _)| *key);
-        let all: BTreeSet<_> = shared.chain(K3S_ARGS.map(|(key, _)| key)).collect();
-        assert_eq!(all, RANCHER_KEYS.iter().copied().collect());
+        let text = |keys: &mut dyn Iterator<Item = &str>| {
+            keys.map(|key| format!("{key}: [x=y]\n")).collect::<String>()
+        };
+        let keys = K3S.iter().map(|(key, _)| *key).chain(K3S_ARGS.map(|(key, _)| key));
+        let config = text(&mut keys.into_iter());
+        let (all, _) = found(Distribution::K3s, &[("etc/rancher/k3s/config.yaml", &config)]);
+        let told = |component: &Component, keys: &[(&str, &str)]| {
+            for (key, default) in keys {
+                let values = values(component, key);
+                assert!(values.len() == 1 && values[0] != *default, "{key}: {values:?}");
+            }
+        };
+        told(&all[0], K3S);
+        let inside: Vec<_> = all[1..].iter().map(|one| (one.name, values(one, "x"))).collect();
+        assert_eq!(inside, K3S_ARGS.map(|(_, program)| (program, vec!["y"])));
+        let config = text(&mut RKE2.iter().map(|(key, _)| *key));
+        let (all, _) = found(Distribution::Rke2, &[("etc/rancher/rke2/config.yaml", &config)]);
+        told(&all[0], RKE2);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use super::read::Probe;
 use super::units;
 use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role, Unit};
 
-const MANIFESTS: &str = "/etc/kubernetes/manifests";
+/// Where kubelet looks for static pods.
+pub(super) const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const FLAGS_ENV: &str = "/var/lib/kubelet/kubeadm-flags.env";
 
 pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {

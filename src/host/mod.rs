@@ -20,6 +20,7 @@ mod k0s;
 mod kubeadm;
 mod manifest;
 pub mod mounts;
+pub(crate) mod os_release;
 mod overrides;
 pub(crate) mod processes;
 mod rancher;

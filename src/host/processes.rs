@@ -155,6 +155,13 @@ pub(crate) fn comm(name: &str) -> &str {
     &name[..name.len().min(15)]
 }
 
+/// Whether a file was changed after a process had begun. A start is known to the second only, and the wrappers of some
+/// services change their own file just before they start.
+pub(crate) fn changed_since(started: SystemTime, modified: SystemTime) -> bool {
+    const GRACE: Duration = Duration::from_secs(15);
+    modified > started + GRACE
+}
+
 /// When the oldest process of each of these names began that is `ours`.
 pub(crate) fn started(
     host: &Host,

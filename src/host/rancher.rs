@@ -89,7 +89,8 @@ impl Supervisor {
     fn describe(self, probe: &Probe, hint: &Hint) -> Option<Found> {
         let unit = self.candidates.first().map(|(_, unit, _)| unit);
         let no_unit = UnitFile::default();
-        let config = RancherConfig::read(probe, self.name, unit.unwrap_or(&no_unit), DETECTION);
+        let config =
+            RancherConfig::read(probe, self.name, unit.unwrap_or(&no_unit), DETECTION.to_vec());
         let data = hint
             .data_dir
             .clone()

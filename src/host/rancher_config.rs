@@ -34,7 +34,7 @@ pub(super) const DETECTION: &[&str] = &[
 /// The effective settings, reduced to those that are asked for.
 #[derive(Debug, Default)]
 pub(super) struct RancherConfig {
-    wanted: &'static [&'static str],
+    wanted: Vec<&'static str>,
     values: BTreeMap<String, Vec<String>>,
     /// The files that they were read from, of those that exist.
     pub(super) files: Vec<PathBuf>,
@@ -46,7 +46,7 @@ impl RancherConfig {
         probe: &Probe,
         name: &str,
         unit: &UnitFile,
-        wanted: &'static [&'static str],
+        wanted: Vec<&'static str>,
     ) -> Self {
         let flags = Flags::parse(&spell_out(&unit.exec));
         let mut variables = Vec::new();
@@ -70,7 +70,7 @@ impl RancherConfig {
             ("cluster-init", "CLUSTER_INIT"),
             ("agent-token", "AGENT_TOKEN"),
         ] {
-            if !wanted.contains(&key) {
+            if !config.wanted.contains(&key) {
                 continue;
             }
             if let Some(value) = variable(suffix) {
@@ -80,7 +80,7 @@ impl RancherConfig {
         let file = flags.get("config").map(str::to_owned).or_else(|| variable("CONFIG_FILE"));
         let file = file.unwrap_or_else(|| format!("/etc/rancher/{name}/config.yaml"));
         config.merge_files(probe, Path::new(&file));
-        for key in wanted {
+        for key in config.wanted.clone() {
             let values: Vec<String> = flags.all(key).map(str::to_owned).collect();
             if !values.is_empty() {
                 config.set(key, values);
@@ -243,7 +243,7 @@ mod tests {
                 .collect(),
         };
         let host = Host::at(dir.path());
-        RancherConfig::read(&Probe::new(&host), "k3s", &unit, DETECTION)
+        RancherConfig::read(&Probe::new(&host), "k3s", &unit, DETECTION.to_vec())
     }
 
     #[test]

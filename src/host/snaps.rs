@@ -16,6 +16,10 @@ use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role
 /// Where snaps are mounted; the second on distributions without `/snap`.
 const MOUNTS: &[&str] = &["/snap", "/var/lib/snapd/snap"];
 
+/// The snaps with a control plane, and where each has its files of arguments.
+pub(crate) const MICROK8S: (&str, &str) = ("microk8s", "/var/snap/microk8s/current/args");
+pub(crate) const CANONICAL: (&str, &str) = ("k8s", "/var/snap/k8s/common/args");
+
 /// Parts of a snap whose version is kept; fifteen are known.
 const MAX_COMPONENTS: usize = 32;
 
@@ -39,7 +43,7 @@ struct Snap {
 }
 
 impl Snap {
-    fn new(probe: &Probe, name: &'static str, args: &str) -> Self {
+    fn new(probe: &Probe, (name, args): (&'static str, &str)) -> Self {
         let mounts = MOUNTS.iter().map(|folder| Path::new(folder).join(name).join("current"));
         let mount = mounts.into_iter().find(|path| probe.is_link(path) || probe.exists(path));
         let mount = mount.unwrap_or_else(|| format!("/snap/{name}/current").into());
@@ -92,7 +96,7 @@ impl Snap {
 }
 
 pub(super) fn microk8s(probe: &Probe, hint: &Hint) -> Option<Found> {
-    let snap = Snap::new(probe, "microk8s", "/var/snap/microk8s/current/args");
+    let snap = Snap::new(probe, MICROK8S);
     let mut found = Installation::new(Distribution::Microk8s);
     found.evidence = snap.evidence(probe);
     if found.evidence.is_empty() && !hint.forced {
@@ -174,7 +178,7 @@ fn microk8s_datastore(
 
 pub(super) fn canonical(probe: &Probe, hint: &Hint) -> Option<Found> {
     let common = hint.data_dir.clone().unwrap_or_else(|| "/var/snap/k8s/common".into());
-    let snap = Snap::new(probe, "k8s", "/var/snap/k8s/common/args");
+    let snap = Snap::new(probe, CANONICAL);
     let mut found = Installation::new(Distribution::CanonicalK8s);
     found.evidence = snap.evidence(probe);
     if found.evidence.is_empty() && !hint.forced {

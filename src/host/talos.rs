@@ -7,23 +7,18 @@ use std::path::Path;
 use super::found::{Found, Hint};
 use super::manifest::StaticPod;
 use super::read::Probe;
-use super::{Datastore, Distribution, EtcdAccess, Installation, Role};
+use super::{Datastore, Distribution, EtcdAccess, Installation, Role, os_release};
 
-const OS_RELEASE: &str = "/etc/os-release";
 const APISERVER: &str = "/etc/kubernetes/manifests/talos-kube-apiserver.yaml";
 
 pub(super) fn talos(probe: &Probe, hint: &Hint) -> Option<Found> {
-    let release = probe.text(OS_RELEASE).unwrap_or_default();
-    let value = |key: &str| {
-        let value = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
-        Some(value.trim().trim_matches(['"', '\'']).to_owned())
-    };
-    if value("ID").as_deref() != Some("talos") && !hint.forced {
+    let release = probe.text(os_release::PATH).unwrap_or_default();
+    if os_release::value(&release, "ID") != Some("talos") && !hint.forced {
         return None;
     }
     let mut found = Installation::new(Distribution::Talos);
-    found.evidence.push(OS_RELEASE.into());
-    found.version = value("VERSION_ID");
+    found.evidence.push(os_release::PATH.into());
+    found.version = os_release::value(&release, "VERSION_ID").map(str::to_owned);
     // The system that was booted is the one that runs.
     found.running = true;
     found.container_dirs = vec!["/var/lib/containerd".into(), "/var/lib/kubelet".into()];

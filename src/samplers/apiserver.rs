@@ -25,10 +25,12 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
-use crate::etcd::{Reason, TlsFiles, tls};
+use crate::etcd::{Reason, TlsFiles, pair, tls};
 use crate::host::{Host, Installation};
+use crate::member::Answers;
 use crate::metric::Metric;
-use crate::sample::{Batch, Histogram, SampleError};
+use crate::requests::Record;
+use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, absolute, defaults, facts};
 
 use places::Files;
@@ -130,18 +132,8 @@ struct Options {
 impl Options {
     fn targets(self, host: &Host, timeout: Duration) -> Result<Vec<Target>, OptionsError> {
         absolute("ca_file", &self.ca_file)?;
-        absolute("cert_file", &self.cert_file)?;
-        absolute("key_file", &self.key_file)?;
         absolute("urls_ca_file", &self.urls_ca_file)?;
-        match (&self.cert_file, &self.key_file) {
-            (Some(_), None) => {
-                return Err(OptionsError::new("key_file", "is needed beside cert_file"));
-            }
-            (None, Some(_)) => {
-                return Err(OptionsError::new("cert_file", "is needed beside key_file"));
-            }
-            _ => {}
-        }
+        let told = pair(self.cert_file, self.key_file)?;
         if self.urls.len() > MAX_URLS {
             return Err(OptionsError::new("urls", format!("at most {MAX_URLS}")));
         }
@@ -154,10 +146,7 @@ impl Options {
             let url = Url::parse(url).map_err(|what| OptionsError::new("url", what))?;
             // A server elsewhere is not shown what belongs to this node.
             let ours = self.url.is_none() || url.address.is_loopback();
-            let pair = match (self.cert_file, self.key_file) {
-                (Some(cert), Some(key)) => Some((cert, key)),
-                _ => found.pair.filter(|_| ours),
-            };
+            let pair = told.or_else(|| found.pair.filter(|_| ours));
             let bare = TlsFiles::new(host, ca.clone(), None, None).made_by(tls::http1_config);
             let shown = pair.map(|(cert, key)| {
                 TlsFiles::new(host, ca.clone(), Some(cert), Some(key)).made_by(tls::http1_config)
@@ -203,8 +192,7 @@ struct Target {
     /// Without.
     bare: Arc<TlsFiles>,
     endpoints: Vec<Endpoint>,
-    /// Whether it answered last time.
-    answered: Option<bool>,
+    answers: Answers,
     /// What failed last time.
     failing: BTreeSet<String>,
     last_success: Option<SystemTime>,
@@ -226,8 +214,7 @@ struct Endpoint {
     name: &'static str,
     shown: Option<request::Client>,
     bare: request::Client,
-    durations: Histogram,
-    failures: BTreeMap<Reason, u64>,
+    record: Record,
 }
 
 impl Target {
@@ -248,15 +235,14 @@ impl Target {
             name,
             shown: shown.as_ref().map(|tls| client(tls, path)),
             bare: client(&bare, path),
-            durations: Histogram::new(BUCKETS),
-            failures: BTreeMap::new(),
+            record: Record::new(BUCKETS),
         });
         Self {
             name: name.to_owned(),
             endpoints: endpoints.collect(),
             shown,
             bare,
-            answered: None,
+            answers: Answers::default(),
             failing: BTreeSet::new(),
             last_success: None,
             timeout,
@@ -303,14 +289,8 @@ impl Target {
         let up = answers.iter().any(|(answer, _)| answer.is_ok());
         out.push(&UP, [name], up);
         for (endpoint, (answer, took)) in self.endpoints.iter_mut().zip(answers) {
-            let reason = answer.as_ref().err().map(|failure| failure.reason);
-            // How fast a port is refused says nothing.
-            if matches!(reason, None | Some(Reason::Timeout | Reason::TlsTimeout)) {
-                endpoint.durations.observe(took.as_secs_f64());
-            }
-            if let Some(reason) = reason {
-                *endpoint.failures.entry(reason).or_default() += 1;
-            }
+            let record = &mut endpoint.record;
+            record.add(took, answer.as_ref().err().map(|failure| failure.reason));
             let state = match &answer {
                 Ok(answer) => State::of(answer.status),
                 Err(failure) => {
@@ -333,8 +313,8 @@ impl Target {
                 let listed = if listed.is_empty() { answer.status.to_string() } else { listed };
                 failing.insert(format!("{}: {listed}", endpoint.name));
             }
-            out.histogram(&DURATION, [name, endpoint.name], &endpoint.durations);
-            for (reason, count) in &endpoint.failures {
+            out.histogram(&DURATION, [name, endpoint.name], &record.durations);
+            for (reason, count) in &record.failures {
                 out.push(&FAILURES, [name, endpoint.name, reason.as_str()], *count);
             }
         }
@@ -351,17 +331,7 @@ impl Target {
             LOCAL => "the API server".to_owned(),
             name => format!("the URL {name}"),
         };
-        match (self.answered.replace(up), up) {
-            (None | Some(true), false) => {
-                tracing::warn!(why, "{who} does not answer");
-                out.event(now, "apiserver_down", format!("{who} does not answer: {why}"));
-            }
-            (Some(false), true) => {
-                tracing::info!("{who} answers again");
-                out.event(now, "apiserver_up", format!("{who} answers again"));
-            }
-            _ => {}
-        }
+        self.answers.see("apiserver", &who, up, why, out);
         if failing != self.failing && up {
             let listed = failing.iter().cloned().collect::<Vec<_>>().join("; ");
             if failing.is_empty() {

@@ -109,14 +109,12 @@ const FILES: [(&str, &str); 14] = [
 const MAX_BYTES: u64 = 256 << 10;
 /// Flags named for each file.
 const MAX_FLAGS: usize = 10;
-/// Some services' wrappers take flags out of a file that the new release no longer knows, just before they start it.
-const GRACE: Duration = Duration::from_secs(15);
 
 /// The snap of a distribution, and where it keeps the files.
 fn snap_of(distribution: Distribution) -> Option<(&'static str, &'static str)> {
     match distribution {
-        Distribution::Microk8s => Some(("microk8s", "/var/snap/microk8s/current/args")),
-        Distribution::CanonicalK8s => Some(("k8s", "/var/snap/k8s/common/args")),
+        Distribution::Microk8s => Some(snaps::MICROK8S),
+        Distribution::CanonicalK8s => Some(snaps::CANONICAL),
         _ => None,
     }
 }
@@ -176,7 +174,7 @@ impl BlockingSampler for Args {
             out.push(&MANAGED, [file], managed_blocks(&text));
             let started = [file, other].into_iter().find_map(|name| processes.get(comm(name)));
             if let Some(started) = started {
-                let changed = modified > *started + GRACE;
+                let changed = processes::changed_since(*started, modified);
                 out.push(&CHANGED, [file], changed);
                 if changed {
                     let text = format!(

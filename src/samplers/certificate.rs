@@ -69,8 +69,6 @@ const MAX_BYTES: u64 = 256 << 10;
 /// How long before the end of a certificate a start renews it. Newer releases of k3s and RKE2 do so from 120 days on; in
 /// the last 90 all of them do.
 const WINDOW: Duration = Duration::from_hours(90 * 24);
-/// A start is known to the second only.
-const GRACE: Duration = Duration::from_secs(15);
 
 /// The section `certificate`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -128,7 +126,7 @@ impl BlockingSampler for Certificates {
                         let window = first.not_after.checked_sub(WINDOW);
                         window.is_some_and(|window| now >= window && started < window)
                     }
-                    Renewal::ByHand | Renewal::None => modified > started + GRACE,
+                    Renewal::ByHand | Renewal::None => processes::changed_since(started, modified),
                 };
                 out.push(&RESTART_DUE, [&shown], due);
             }

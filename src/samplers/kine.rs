@@ -158,7 +158,7 @@ impl AsyncSampler for Kine {
                 read.answer.as_ref().err().map(|f| format!("{} ({})", f.text, f.reason.as_str()));
             let why = why.unwrap_or_default();
             out.push(&UP, [], up);
-            self.answers.see("kine", up, &why, out);
+            self.answers.see("kine", "kine", up, &why, out);
             if !up {
                 out.remark(why);
             }

@@ -85,8 +85,6 @@ static CHANGED: Metric<1> = Metric::gauge(
 
 /// Files whose time is told.
 const MAX_FILES: usize = 32;
-/// A start is known to the second only.
-const GRACE: Duration = Duration::from_secs(15);
 
 /// The section `settings`, which has no keys of its own.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -136,7 +134,7 @@ impl Settings {
             let shown = path.to_string_lossy();
             out.push(&FILE, [&shown], modified);
             if let Some(started) = started.get(name) {
-                let changed = modified > *started + GRACE;
+                let changed = processes::changed_since(*started, modified);
                 out.push(&CHANGED, [&shown], changed);
                 if changed {
                     let text = format!(
@@ -150,18 +148,15 @@ impl Settings {
 
     /// When k3s, RKE2 or k0s began.
     fn started(&self) -> BTreeMap<&'static str, SystemTime> {
-        let names = BTreeSet::from(["k3s", "k3s-server", "rke2", "rke2-server", "k0s"]);
+        const NAMES: [(&str, &[&str]); 3] = [
+            ("k3s", &["k3s", "k3s-server"]),
+            ("rke2", &["rke2", "rke2-server"]),
+            ("k0s", &["k0s"]),
+        ];
+        let names: BTreeSet<&str> = NAMES.iter().flat_map(|(_, names)| *names).copied().collect();
         let all = processes::started(&self.host, &names, |process| !process.contained());
-        let first =
-            |names: [&str; 2]| names.iter().filter_map(|name| all.get(*name)).min().copied();
-        [
-            ("k3s", first(["k3s", "k3s-server"])),
-            ("rke2", first(["rke2", "rke2-server"])),
-            ("k0s", first(["k0s", "k0s"])),
-        ]
-        .into_iter()
-        .filter_map(|(name, time)| Some((name, time?)))
-        .collect()
+        let first = |names: &[&str]| names.iter().filter_map(|name| all.get(*name)).min().copied();
+        NAMES.iter().filter_map(|(program, names)| Some((*program, first(names)?))).collect()
     }
 }
 

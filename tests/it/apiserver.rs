@@ -1,5 +1,5 @@
 //! Sampler `apiserver` against something that answers over real TLS as an API server does, and in every way that one can
-//! fail. No API server itself can be had here; its texts are those that kube-apiserver 1.33 prints.
+//! fail. It is no API server; its texts are those that kube-apiserver 1.33 prints.
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use hyper::client::conn::http1;
 use hyper::header::{HOST, USER_AGENT};
 use hyper::{Request, Uri};
 
+use crate::etcd::address::without_user;
 use crate::etcd::connector::Connector;
 use crate::etcd::{Address, Reason, TlsFiles};
 
@@ -35,8 +36,7 @@ impl Url {
     /// A sentence that says what was expected, and repeats no password.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
-            let shown = text.rsplit_once('@').map(|(_, rest)| format!("***@{rest}"));
-            let shown = shown.as_deref().unwrap_or(text);
+            let shown = without_user(text);
             format!(
                 "{shown:?} is no URL such as https://127.0.0.1:6443/readyz, without user and password"
             )

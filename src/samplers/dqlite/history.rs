@@ -16,7 +16,7 @@ pub(super) struct History {
 impl History {
     /// Whether the local member answers; `why` it does not.
     pub(super) fn up(&mut self, up: bool, why: &str, out: &mut Batch) {
-        self.answers.see("dqlite", up, why, out);
+        self.answers.see("dqlite", "dqlite", up, why, out);
     }
 
     /// Who leads, and the term of the moment; `None` when the voters know nobody.

@@ -21,7 +21,7 @@ pub(super) struct History {
 impl History {
     /// Whether the local member answers; `why` it does not.
     pub(super) fn up(&mut self, up: bool, why: &str, out: &mut Batch) {
-        self.answers.see("etcd", up, why, out);
+        self.answers.see("etcd", "etcd", up, why, out);
     }
 
     /// Elections seen since the start.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::host::components::Component;
-use crate::host::{Distribution, Host, Installation, go_build, read};
+use crate::host::{Distribution, Host, Installation, go_build, os_release, read};
 use crate::sample::{Batch, SampleError};
 
 use super::{VERSION, small};
@@ -22,10 +22,10 @@ pub(super) fn tell(host: &Host, components: &[Component], out: &mut Batch) {
         of_node(host, node, components, &mut told, out);
     }
     told.extend(small(host, "/proc/sys/kernel/osrelease").map(|version| ("kernel", version)));
-    match read::small_text(host, Path::new("/etc/os-release")) {
+    match read::small_text(host, Path::new(os_release::PATH)) {
         Ok(text) => told.extend(os(&text).map(|version| ("os", version))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => out.fail(SampleError::read("/etc/os-release", error)),
+        Err(error) => out.fail(SampleError::read(os_release::PATH, error)),
     }
     for (component, version) in &told {
         out.info(&VERSION, [component, version]);
@@ -82,13 +82,9 @@ fn containerd(host: &Host, node: &Installation, out: &mut Batch) -> Option<Strin
 
 /// `ID` and `VERSION_ID` of os-release: `debian 12`.
 fn os(text: &str) -> Option<String> {
-    let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(key))?;
-        let value = line.strip_prefix('=')?.trim_matches(['"', '\'']);
-        (!value.is_empty()).then_some(value)
-    };
-    let id = value("ID")?;
-    Some(value("VERSION_ID").map_or_else(|| id.to_owned(), |version| format!("{id} {version}")))
+    let id = os_release::value(text, "ID")?;
+    let version = os_release::value(text, "VERSION_ID");
+    Some(version.map_or_else(|| id.to_owned(), |version| format!("{id} {version}")))
 }
 
 #[cfg(test)]

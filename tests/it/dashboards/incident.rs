@@ -38,12 +38,7 @@ const QUIET: [(&str, &str, &str, &str); 9] = [
         "H",
         "the laboratory's members do not lie where detection looks for a datastore",
     ),
-    (
-        "node",
-        "Checks that fail",
-        "A",
-        "no API server can be had here; etcd's own health is the URL",
-    ),
+    ("node", "Checks that fail", "A", "no API server runs here; etcd's own health is the URL"),
     ("node", "Age of processes", "A", "the laboratory's members run neither in pods nor below k0s"),
     ("node", "Certificates", "B", "nobody here renews the laboratory's certificates"),
     (

@@ -1,5 +1,5 @@
 //! Something that answers as an API server does: TLS by rustls, client certificates asked for and not demanded, a refusal
-//! without one, the texts of kube-apiserver, and faults on demand. It is no API server: none can be had here.
+//! without one, the texts of kube-apiserver, and faults on demand. It is no API server.
 
 use super::pki::{Leaf, Pki};
 use rustls::pki_types::pem::PemObject;
