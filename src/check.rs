@@ -67,6 +67,8 @@ pub enum Profile {
     Settings,
     /// Room on the filesystems.
     Space,
+    /// Volumes of Longhorn and other CSI drivers.
+    Volumes,
 }
 
 impl Profile {
@@ -82,6 +84,7 @@ impl Profile {
             Self::Units => &[Topic::Units],
             Self::Settings => &[Topic::Settings],
             Self::Space => &[Topic::Space],
+            Self::Volumes => &[Topic::Volumes],
         }
     }
 
@@ -97,6 +100,7 @@ impl Profile {
             Self::Units => "CONTROLPLANE UNITS",
             Self::Settings => "CONTROLPLANE SETTINGS",
             Self::Space => "CONTROLPLANE SPACE",
+            Self::Volumes => "CONTROLPLANE VOLUMES",
         }
     }
 

@@ -85,6 +85,11 @@ impl Slot {
         parsed.map_err(|error| ChildError::NoAnswer(error.to_string()))
     }
 
+    /// Whether there is no child in it.
+    pub fn is_free(&self) -> bool {
+        self.0.try_lock().is_ok()
+    }
+
     /// Waits until the slot's child, if there is one, is gone.
     pub async fn reaped(&self) {
         drop(self.0.lock().await);

@@ -34,7 +34,8 @@ const MAX_INTERVAL: Duration = Duration::from_hours(24);
 /// A section that sets none of these keys takes them from another: (section, other, keys). Whoever
 /// says where etcd is says it once.
 const INHERITED: &[(&str, &str, &[&str])] =
-    &[("registry_keys", "etcd", &["endpoints", "ca_file", "cert_file", "key_file", "server_name"])];
+    &[("registry_keys", "etcd", ACCESS), ("volume", "etcd", ACCESS)];
+const ACCESS: &[&str] = &["endpoints", "ca_file", "cert_file", "key_file", "server_name"];
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize)]

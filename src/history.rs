@@ -1,4 +1,4 @@
-//! A short memory of what only grows, so that rates can be told without Prometheus.
+//! A short memory of what only grows, so that rates can be told without Prometheus, and of what must not collapse.
 //!
 //! It keeps a copy of few metrics, some minutes apart, in memory: 0.2 MB with eight units, 1.6 MB with 64 (80 bytes a copy).
 //! A first value counts from the agent's start, so a rate of 24 hours is one of the agent's life until then.
@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use crate::sample::{Batch, Value};
 
 /// What is kept: the metric, how far back, and how often.
-const KEPT: [(&str, Duration, Duration); 6] = [
+const KEPT: [(&str, Duration, Duration); 7] = [
     ("controlplane_fdatasync_duration_seconds", Duration::from_mins(15), Duration::from_mins(1)),
     ("controlplane_fdatasync_stalls_total", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_etcd_request_duration_seconds", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),
     ("controlplane_static_pod_restarts", Duration::from_hours(24), Duration::from_mins(5)),
     ("controlplane_journal_events_total", Duration::from_mins(15), Duration::from_mins(1)),
+    ("controlplane_volume_used_bytes", Duration::from_hours(1), Duration::from_mins(2)),
 ];
 
 /// Metric and labels.
@@ -76,6 +77,19 @@ impl History {
         let kept = self.series.get(&(metric, labels.to_vec()))?;
         let old = kept.iter().rev().find(|(taken, _)| now.duration_since(*taken) >= span);
         old.or_else(|| kept.front()).map(|(taken, value)| (value, now.duration_since(*taken)))
+    }
+
+    /// The largest number that this series had within the last `span`.
+    pub fn largest(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+        span: Duration,
+        now: Instant,
+    ) -> Option<f64> {
+        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let within = kept.iter().filter(|(taken, _)| now.duration_since(*taken) <= span);
+        within.map(|(_, value)| value.as_number()).reduce(f64::max)
     }
 }
 

@@ -79,6 +79,9 @@ enum Command {
     /// Sync a file again and again for the agent that started this process
     #[command(hide = true)]
     Probe,
+    /// Look at volumes for the agent that started this process
+    #[command(hide = true)]
+    Volume,
     /// Look at one path's filesystem for the agent that started this process
     #[command(hide = true)]
     Statfs,
@@ -180,6 +183,7 @@ fn main() -> ExitCode {
         Some(Command::Sampler { name }) => agent::scheduler::run_isolated(name),
         Some(Command::Detect) => agent::run_detect().map_err(Into::into),
         Some(Command::Statfs) => agent::samplers::filesystem::run_child().map_err(Into::into),
+        Some(Command::Volume) => agent::samplers::volume::run_child().map_err(Into::into),
         Some(Command::Probe) => agent::samplers::fdatasync::run_probe().map_err(Into::into),
         Some(Command::ConfigFile) => agent::run_read_config().map_err(Into::into),
         Some(Command::WebConfig) => agent::web::lock::run_read().map_err(Into::into),

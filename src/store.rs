@@ -131,6 +131,12 @@ impl Store {
         Some((value.clone(), age))
     }
 
+    /// The most that a series was within `span`; see [`History::largest`].
+    pub fn largest(&self, metric: &'static str, labels: &[String], span: Duration) -> Option<f64> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.largest(metric, labels, span, Instant::now())
+    }
+
     /// The number under these labels as a scrape would show it now.
     #[cfg(test)]
     pub(crate) fn value(&self, metric: &str, labels: &[&str]) -> Option<f64> {

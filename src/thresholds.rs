@@ -365,6 +365,12 @@ pub static TABLE: &[Threshold] = &[
     // settings
     at("ControlPlaneNodesChanged", Warning, "time since boot", Below, 1800.0, Seconds, 0),
     at("ControlPlaneNodesChanged", Warning, "time since a file of the settings changed", Below, 1800.0, Seconds, 0),
+    // volume
+    at("ControlPlaneVolumeReformatted", Critical, "time since the filesystem was made", Below, 86_400.0, Seconds, 0),
+    at("ControlPlaneVolumeUsageCollapsed", Warning, "used bytes against the most within an hour", Below, 0.1, Times, 0),
+    at("ControlPlaneVolumeUsageCollapsed", Warning, "most bytes used within an hour", Above, 67_108_864.0, Bytes, 0),
+    at("ControlPlaneVolumeBackupsFew", Warning, "backups", Below, 2.0, Count, 60),
+    at("ControlPlaneVolumeBackupsFew", Warning, "age of the volume", Above, 1_209_600.0, Seconds, 60),
 ];
 
 #[cfg(test)]

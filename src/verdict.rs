@@ -12,6 +12,7 @@ mod log;
 mod microk8s;
 mod settings;
 mod topics;
+mod volumes;
 
 use std::borrow::Cow;
 
@@ -56,6 +57,8 @@ pub enum Topic {
     Disk,
     /// Room on the filesystems.
     Space,
+    /// Volumes: formatted anew, emptied, without backups.
+    Volumes,
     /// What the control plane's logs tell.
     Log,
     /// The systemd units and static pods, and the arguments and certificates that they start with.
@@ -72,10 +75,11 @@ pub enum Topic {
 
 impl Topic {
     /// All of them, causes first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Kernel,
         Self::Disk,
         Self::Space,
+        Self::Volumes,
         Self::Log,
         Self::Units,
         Self::Settings,
@@ -90,6 +94,7 @@ impl Topic {
             Self::Kernel => &["kernel"],
             Self::Disk => &["fdatasync"],
             Self::Space => &["filesystem"],
+            Self::Volumes => &["volume"],
             Self::Log => &["journal"],
             Self::Units => &["systemd", "static_pod", "args", "certificate"],
             Self::Settings => &["settings"],
@@ -105,6 +110,7 @@ impl Topic {
             Self::Kernel => "Kernel",
             Self::Disk => "Disk",
             Self::Space => "Space",
+            Self::Volumes => "Volumes",
             Self::Log => "Log",
             Self::Units => "Units",
             Self::Settings => "Settings",
@@ -150,7 +156,7 @@ impl Verdict {
 }
 
 /// The names of all measures.
-pub const MEASURES: [&str; 19] = [
+pub const MEASURES: [&str; 21] = [
     "sync_p90",
     "sync_stalls",
     "sync_inflight",
@@ -170,6 +176,8 @@ pub const MEASURES: [&str; 19] = [
     "orphans",
     "snapshot_age",
     "api_p90",
+    "volume_used",
+    "volume_backups",
 ];
 
 /// A figure and its limits, for programs.
@@ -198,6 +206,7 @@ pub fn judge(store: &Store) -> Vec<Verdict> {
     court.kernel();
     court.disk();
     court.space();
+    court.volumes();
     court.log();
     court.units();
     court.settings();

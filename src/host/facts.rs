@@ -53,6 +53,14 @@ impl Facts {
         nodes.filter(|(n, node)| *n == 0 || node.running).map(|(_, node)| node)
     }
 
+    /// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a socket.
+    pub fn registry(&self) -> Option<EtcdAccess> {
+        self.in_use().find_map(|node| {
+            let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
+            etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| node.kine())
+        })
+    }
+
     /// How to reach the local etcd member, of the first installation that has one: a plain etcd
     /// beside a Kubernetes that names other members counts too.
     pub fn etcd(&self) -> Option<&EtcdAccess> {

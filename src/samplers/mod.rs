@@ -28,6 +28,7 @@ samplers! {
     systemd,
     static_pod,
     filesystem,
+    volume,
     snap,
 }
 

@@ -26,7 +26,6 @@ use serde::{Deserialize, Serialize};
 use crate::config;
 use crate::etcd::client::{Consistency, PROBE_KEY};
 use crate::etcd::{Access, Address, Client, Failure, Reason, Settings, TlsFiles};
-use crate::host::{EtcdAccess, Facts};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -41,7 +40,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     timeout: Duration::from_secs(10),
     metrics: &[KEYS.desc(), SUCCESS.desc()],
     defaults: defaults::<Options>,
-    uses: |all| facts(found(all)),
+    uses: |all| facts(all.registry()),
     build: |options, host| {
         let own: Options = options.parse()?;
         let prefixes = prefixes(own.prefixes)?;
@@ -52,7 +51,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             key_file: own.key_file,
             server_name: own.server_name,
         };
-        let Some(access) = settings.access(found(host.facts()).as_ref(), host)? else {
+        let Some(access) = settings.access(host.facts().registry().as_ref(), host)? else {
             return Ok(Build::not_applicable(
                 "neither an etcd nor a socket of kine was found; set etcd.endpoints, or \
                  registry_keys.endpoints to the path of the socket",
@@ -75,15 +74,6 @@ static SUCCESS: Metric<1> = Metric::gauge(
     "When the objects of this kind were last counted, in Unix time.",
     ["resource"],
 );
-
-/// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a
-/// socket.
-fn found(facts: &Facts) -> Option<EtcdAccess> {
-    facts.in_use().find_map(|node| {
-        let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
-        etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| node.kine())
-    })
-}
 
 /// What is counted unless configured: what fills up first.
 const PREFIXES: &[(&str, &str)] = &[
@@ -340,7 +330,7 @@ impl AsyncSampler for RegistryKeys {
 mod tests {
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
-    use crate::host::{Distribution, Host, Installation};
+    use crate::host::{Distribution, EtcdAccess, Facts, Host, Installation};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -390,7 +380,7 @@ mod tests {
         };
         let etcd = |url: &str| EtcdAccess { endpoints: vec![url.into()], ..EtcdAccess::default() };
         let endpoint = |installations| {
-            let found = found(&Facts { installations, ..Facts::default() });
+            let found = Facts { installations, ..Facts::default() }.registry();
             found.map(|found| found.endpoints[0].clone())
         };
         assert_eq!(endpoint(vec![]), None);
@@ -399,7 +389,7 @@ mod tests {
             n.data_dir = Some("/data".into());
             n.kine_tls = true;
         });
-        let files = found(&Facts { installations: vec![kine.clone()], ..Facts::default() });
+        let files = Facts { installations: vec![kine.clone()], ..Facts::default() }.registry();
         assert_eq!(
             files.unwrap().key_file.unwrap().to_str(),
             Some("/data/server/tls/etcd/client.key")

@@ -639,6 +639,7 @@ pub(super) mod tests {
         include_str!("log.rs"),
         include_str!("settings.rs"),
         include_str!("api.rs"),
+        include_str!("volumes.rs"),
     ];
 
     #[test]

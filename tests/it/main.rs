@@ -42,4 +42,5 @@ mod snap;
 mod static_pod;
 mod systemd;
 mod timeline;
+mod volume;
 mod web;

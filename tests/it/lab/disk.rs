@@ -25,14 +25,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
         }
     }
 
-    fn make(self, device: &Path) {
+    pub(super) fn make(self, device: &Path) {
         let device = device.as_os_str();
         match self {
             // Everything is written at once: nothing in the background disturbs a test later.

@@ -22,6 +22,7 @@ pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod systemd;
+pub(crate) mod volume;
 pub(crate) mod webhook;
 
 use std::collections::HashSet;

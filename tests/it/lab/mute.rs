@@ -4,7 +4,7 @@
 use super::process::{bound_command, output};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo,
-    OpenFlags, ReplyAttr, ReplyEntry, ReplyOpen, ReplyStatfs, Request,
+    MountOption, OpenFlags, ReplyAttr, ReplyEntry, ReplyOpen, ReplyStatfs, Request,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,20 @@ pub(crate) struct Mounted {
 /// Mounts it over a folder. Nothing in the test process may touch the folder meanwhile.
 #[track_caller]
 pub(crate) fn over(folder: &Path) -> Mounted {
-    let session = fuser::spawn_mount(Mute::default(), folder, &Config::default());
+    mount(folder, &Config::default())
+}
+
+/// The same, with this as what is mounted.
+#[track_caller]
+pub(crate) fn from(source: &str, folder: &Path) -> Mounted {
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName(source.to_owned())];
+    mount(folder, &config)
+}
+
+#[track_caller]
+fn mount(folder: &Path, config: &Config) -> Mounted {
+    let session = fuser::spawn_mount(Mute::default(), folder, config);
     Mounted { folder: folder.to_owned(), session: Some(session.expect("a FUSE mount")) }
 }
 

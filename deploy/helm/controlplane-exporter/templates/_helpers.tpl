@@ -79,7 +79,7 @@ be asked looks like one that is down. Whoever has a section for one in `config` 
 */}}
 {{- define "cpe.env" -}}
 {{- $env := dict -}}
-{{- $off := ternary (list) (list "etcd" "etcd_snapshot" "certificate" "registry_keys" "snap" "journal") (not (empty (include "cpe.root" .))) -}}
+{{- $off := ternary (list) (list "etcd" "etcd_snapshot" "certificate" "registry_keys" "snap" "journal" "volume") (not (empty (include "cpe.root" .))) -}}
 {{- if not .Values.kernelLog.enabled }}{{ $off = append $off "kernel" }}{{ end -}}
 {{- range $off -}}
 {{- if not (hasKey $.Values.config .) -}}
