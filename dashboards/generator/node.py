@@ -8,6 +8,8 @@ from parts import (
 ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly"
 ALIVE = "group by (%n) (@exporter_build_info)"
 UNIT = "%n, unit"
+NO_VOLUMES = "no volume of a CSI driver is mounted here"
+NO_BACKUPS = "no Longhorn with a backup target"
 NO_ARGS = "no files of arguments here"
 ENDS = limits("ControlPlaneCertificateExpires", "time until the certificate ends")
 
@@ -220,6 +222,7 @@ def build():
             some(0, 32), size=(12, 8), none="no filesystem is watched",
         ),
     )  # fmt: skip
+    b.row("Volumes", volumes())
     b.row("Arguments of the control plane")
     b.add(*arguments())
     b.row("Static pods, and the processes of k0s", components())
@@ -423,6 +426,58 @@ def arguments():
                 Column("Written ago", "min by (%n, file) (time() - @args_file_timestamp_seconds)", unit="s", decimals=0),
             ],
             size=(12, 9), none=NO_ARGS,
+        ),
+    ]  # fmt: skip
+
+
+def volumes():
+    wiped = limits("ControlPlaneVolumeReformatted", "time since the filesystem was made")
+    few = limits("ControlPlaneVolumeBackupsFew", "backups")
+    return [
+        rows_of(
+            "Volumes that are mounted here",
+            describe("The volumes of Longhorn and other CSI drivers on this node. Formatted anew: another filesystem was on it "
+                     "before.", "a volume that was formatted anew and nobody did it", wiped),
+            [
+                Column("Node", label="instance"),
+                Column("Volume", label="volume"),
+                Column("", "group by (%n, volume, device, fstype) (@volume_info)"),
+                Column("Device", label="device"),
+                Column("Filesystem", label="fstype"),
+                Column("Formatted anew", "min by (%n, volume) (time() - @volume_reformatted_timestamp_seconds)", unit="s",
+                       decimals=0, rows=wiped),
+                Column("Made", "min by (%n, volume) (time() - @volume_formatted_timestamp_seconds)", unit="s", decimals=0),
+                Column("First seen", "min by (%n, volume) (time() - @volume_first_seen_timestamp_seconds)", unit="s",
+                       decimals=0),
+                Column("Mounted", "min by (%n, volume) (time() - @volume_last_mount_timestamp_seconds)", unit="s", decimals=0),
+                Column("Used", "max by (%n, volume) (@volume_used_bytes)", unit="bytes"),
+                Column("Size", "max by (%n, volume) (@volume_size_bytes)", unit="bytes"),
+            ],
+            size=(24, 8), none=NO_VOLUMES, sort=("Made", False),
+        ),
+        lines(
+            "Used bytes of the volumes",
+            describe("What is used of each volume. A line that falls to nothing is a volume that was emptied, or wiped.",
+                     "a fall to less than a tenth within an hour",
+                     limits("ControlPlaneVolumeUsageCollapsed", "used bytes against the most within an hour")),
+            [("max by (%n, volume) (@volume_used_bytes)", "{{instance}} {{volume}}")],
+            "bytes", size=(12, 8), none=NO_VOLUMES, floor=0,
+        ),
+        rows_of(
+            "Backups of Longhorn's volumes",
+            describe("Complete backups of every volume of the cluster, by Longhorn's objects in the datastore. Overdue: since "
+                     "when the newest one is older than it may be.", "fewer than two", few),
+            [
+                Column("Volume", label="volume"),
+                Column("Backups", "max by (cluster, job, volume) (@volume_backups)", decimals=0, rows=few),
+                Column("Newest", "min by (cluster, job, volume) (time() - @volume_backup_last_timestamp_seconds)", unit="s",
+                       decimals=0),
+                Column("Overdue", "min by (cluster, job, volume) (time() - @volume_backup_due_timestamp_seconds) > 0", unit="s",
+                       decimals=0),
+                Column("Volume made", "min by (cluster, job, volume) (time() - @volume_provisioned_timestamp_seconds)", unit="s",
+                       decimals=0),
+            ],
+            size=(12, 8), none=NO_BACKUPS, sort=("Backups", False),
         ),
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@
 mod i1;
 mod i2;
 mod i3;
+mod i4;
 mod i5;
 mod scale;
 

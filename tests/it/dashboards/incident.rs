@@ -22,8 +22,10 @@ use crate::lab::etcd::{Cluster, Etcd, Options};
 use crate::lab::process::{bound_command, output};
 use crate::lab::prometheus::Prometheus;
 use crate::lab::systemd::Container;
+use crate::lab::volume::{self, Volume};
 
 const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
 const UNIT: &str = "k3s.service";
 /// The scrape jobs, of which each is a control plane; the second set is the same without the label `cluster`.
 const JOBS: [&str; 4] = ["controlplane", "microk8s", "single", "kine"];
@@ -61,6 +63,7 @@ struct Lab {
     /// With a port beside the agent's own, which stays the same when it starts anew.
     agents: Vec<(Agent, agent::Options, u16)>,
     others: Others,
+    volume: Volume,
     _folders: [tempfile::TempDir; 3],
 }
 
@@ -90,6 +93,15 @@ impl Lab {
         std::fs::create_dir_all(saved.path().join("pods").join(pod)).unwrap();
         std::fs::write(saved.path().join("pods").join(pod).join("3.log"), "").unwrap();
 
+        // A volume with data and two backups, of which the newest is too old.
+        let volume = Volume::longhorn(Kind::Ext4, 60 * DAY);
+        volume.fill(200 << 20);
+        volume::put_target(&cluster, "s3://backups/");
+        volume::put_volume(&cluster, volume.name(), 61 * DAY);
+        for (id, age) in [("backup-1", 12 * DAY), ("backup-2", 11 * DAY)] {
+            volume::put_backup(&cluster, id, volume.name(), age);
+        }
+
         // The probe of the others must not lie on the disk that fails.
         let paths = [mount, cluster.data_dir(1), cluster.data_dir(2)];
         let agents = (0..3).map(|member| {
@@ -98,11 +110,13 @@ impl Lab {
             let first = format!(
                 "kernel: {{ignore_devices: []}}\n\
                  systemd: {{units: [{UNIT}], bus: '{}', interval: 500ms, timeout: 1s}}\n\
-                 snap: {{root: '{}', interval: 1s}}\n",
+                 snap: {{root: '{}', interval: 1s}}\n\
+                 volume: {{state_file: ~, interval: 500ms}}\n",
                 container.bus_address(),
                 snaps.path().display()
             );
-            let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n";
+            let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n\
+                          volume: {enabled: false}\n";
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
             let health = cluster.metrics_port(member);
             let (ca, cert, saved) =
@@ -132,7 +146,7 @@ impl Lab {
         });
         let agents = agents.collect();
         let others = Others::start(&container);
-        Self { disk, container, cluster, agents, others, _folders: [data, snaps, saved] }
+        Self { disk, container, cluster, agents, others, volume, _folders: [data, snaps, saved] }
     }
 
     /// The same agents twice: as a user with the label `cluster` has them, and as one without.
@@ -180,6 +194,7 @@ impl Lab {
         self.others.logs(&self.container);
         self.cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/late-", 2_000, 1_000);
         std::thread::sleep(3 * SECOND);
+        self.volume.reformat();
         self.disk.set_delay(SECOND * 12 / 10);
         std::thread::sleep(9 * SECOND);
         // The leader's disk hangs, so another one is elected.

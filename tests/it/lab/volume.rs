@@ -21,7 +21,7 @@ pub(crate) struct Volume {
     mounted: bool,
     is_longhorn: bool,
     _disk: Disk,
-    _kubelet: tempfile::TempDir,
+    kubelet: tempfile::TempDir,
 }
 
 impl Volume {
@@ -59,16 +59,8 @@ impl Volume {
             let kind = rustix::fs::FileType::BlockDevice;
             rustix::fs::mknodat(rustix::fs::CWD, &device, kind, mode, number).unwrap();
         }
-        let mut volume = Self {
-            name,
-            kind,
-            device,
-            point,
-            mounted: false,
-            is_longhorn,
-            _disk: disk,
-            _kubelet: kubelet,
-        };
+        let mut volume =
+            Self { name, kind, device, point, mounted: false, is_longhorn, _disk: disk, kubelet };
         volume.make(age);
         volume.mount();
         volume
@@ -115,6 +107,31 @@ impl Volume {
         }
         self.make(Duration::ZERO);
         self.mount();
+    }
+
+    /// Copies the device as it is, as a backup of its blocks does; mounts it again.
+    #[track_caller]
+    pub(crate) fn save(&mut self) -> PathBuf {
+        let image = self.kubelet.path().join("saved");
+        self.unmount();
+        self.copy(&self.device, &image);
+        self.mount();
+        image
+    }
+
+    /// Puts what was saved back, and mounts it.
+    #[track_caller]
+    pub(crate) fn restore(&mut self, image: &Path) {
+        self.unmount();
+        self.copy(image, &self.device);
+        self.mount();
+    }
+
+    #[track_caller]
+    fn copy(&self, from: &Path, to: &Path) {
+        let paths = [format!("if={}", from.display()), format!("of={}", to.display())];
+        let how = ["bs=1M", "conv=notrunc,fsync", "status=none"].map(str::to_owned);
+        run("dd", paths.into_iter().chain(how));
     }
 
     #[track_caller]
