@@ -43,15 +43,17 @@ part() {
 }
 
 polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 polls_do_not_hurt; }
+month() { MONTH=1 cargo test --locked --test it -- weeks_of_a_healthy_cluster_page_nobody; }
 # The optimised binary: memory is what is measured.
 flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
 
-all=(polls fuzz static flood incidents)
+all=(polls month fuzz static flood incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
   case $name in
     polls) part polls "dqlite 1.11 and 1.18 asked ten thousand times each; both go on, and their logs are clean" polls ;;
+    month) part month "a month of a healthy cluster through all alert rules" month ;;
     fuzz) part fuzz "each fuzz target for $fuzz_seconds s, with the samples as first inputs" tests/fuzz.sh "$fuzz_seconds" ;;
     static)
       tests/setup.sh static aarch64 &&

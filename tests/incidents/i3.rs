@@ -9,10 +9,11 @@ use crate::lab::disk::{Kind, SlowDisk};
 use crate::lab::etcd::{Cluster, Etcd, Options};
 use crate::lab::pki::Pki;
 use crate::lab::prometheus::Version;
+use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const TERM: &str = "controlplane_etcd_raft_term";
 const STALLS: &str = "controlplane_fdatasync_stalls_total";
@@ -25,17 +26,20 @@ const WORST: &str = "controlplane_fdatasync_max_seconds";
 
 /// What makes a server of this machine: a configuration of k3s, its program and the kernel's settings, which only the agent
 /// in a mount namespace of its own sees.
-struct Server {
+pub(super) struct Server {
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    fn new(version: &str, config: &str) -> Self {
+    pub(super) fn new(version: &str, config: &str) -> Self {
         let server = Self { folder: lab::temp_dir("server") };
         for folder in ["lower/rancher", "rancher/k3s", "bin"] {
             fs::create_dir_all(server.path().join(folder)).unwrap();
         }
         server.set(version, config);
+        // It was configured long ago.
+        let file = fs::File::open(server.path().join("rancher/k3s/config.yaml")).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(720)).unwrap();
         fs::write(server.path().join("swappiness"), "10\n").unwrap();
         server
     }
@@ -46,6 +50,12 @@ impl Server {
 
     /// Installs this version and writes this configuration.
     fn set(&self, version: &str, config: &str) {
+        self.install(version);
+        fs::write(self.path().join("rancher/k3s/config.yaml"), config).unwrap();
+    }
+
+    /// Installs this version.
+    pub(super) fn install(&self, version: &str) {
         // A program that Go built; only the number in it is another one.
         let built = include_bytes!("../data/go-build-info.elf");
         let (old, new) = (b"v1.33.1+k3s1", version.as_bytes());
@@ -54,18 +64,17 @@ impl Server {
         let mut program = built.to_vec();
         program[at..at + new.len()].copy_from_slice(new);
         fs::write(self.path().join("bin/k3s"), program).unwrap();
-        fs::write(self.path().join("rancher/k3s/config.yaml"), config).unwrap();
     }
 
     /// For `Options::through`.
-    fn through(&self) -> Vec<String> {
+    pub(super) fn through(&self) -> Vec<String> {
         let at = self.path().display();
         let script = format!(
             "mount -t overlay overlay -o lowerdir={at}/lower:/etc /etc && mount --bind {at}/rancher /etc/rancher \
              && mount --bind {at}/bin /usr/local/bin && mount --bind {at}/swappiness /proc/sys/vm/swappiness \
              && exec \"$0\" \"$@\""
         );
-        ["unshare", "--mount", "sh", "-c", &script].map(str::to_owned).into()
+        ["unshare", "--mount", "--propagation=slave", "sh", "-c", &script].map(str::to_owned).into()
     }
 }
 
@@ -146,6 +155,8 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
         || {
             servers[2].set("v1.33.5+k3s1", "cluster-init: true\ndisable: [traefik]\n");
             fs::write(servers[2].path().join("swappiness"), "60\n").unwrap();
+            // It looks at programs once a minute only, and at once when it is told to.
+            agents[2].signal(Signal::HUP);
         },
     );
     let disabled = [("flag", "disable"), ("value", "traefik")];

@@ -2,9 +2,10 @@
 //! good one.
 //!
 //! Real filesystems on loop devices with the names of Longhorn's, mounted where kubelet mounts them, and Longhorn's objects
-//! in a real etcd. What is not here: that several nodes were rebooted within minutes of each other.
+//! in a real etcd. The upgrade is that of k3s on two servers; nothing here can be rebooted.
 
-use super::{Incident, SECOND, Target, etcd, full, interval, minutes};
+use super::i3::Server;
+use super::{Incident, SECOND, Target, agent, etcd, full, interval, minutes};
 use crate::lab;
 use crate::lab::agent::{Agent, Options, Scrape};
 use crate::lab::disk::Kind;
@@ -12,6 +13,7 @@ use crate::lab::etcd::{Cluster, Etcd};
 use crate::lab::process::{bound_command, output};
 use crate::lab::prometheus::Version;
 use crate::lab::volume::{self, Volume};
+use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -22,10 +24,20 @@ const BACKUPS: &str = "controlplane_volume_backups";
 const LAST: &str = "controlplane_volume_backup_last_timestamp_seconds";
 const REFORMATTED: &str = "controlplane_volume_reformatted_timestamp_seconds";
 const ALL: &str = "controlplane_volume_";
+const VERSION: &str = "controlplane_settings_version_info";
+const OFF: &str = "systemd: {enabled: false}\nsnap: {enabled: false}\nkernel: {enabled: false}\nfilesystem: {enabled: false}\n\
+                   fdatasync: {enabled: false}\njournal: {enabled: false}\napiserver: {enabled: false}\n";
 const NOTICED: &str = "2022-12-15 09:00, 23 hours later, by looking at empty applications";
 
-/// An agent with this in its section, reached at this port as well: it stays the same when it is started again.
-fn start_agent(cluster: &Cluster, factor: f64, section: &str, port: u16) -> Agent {
+/// An agent with this in its section, on the server if there is one. It is reached at this port as well, which stays the same
+/// when it is started again.
+fn start_agent(
+    cluster: &Cluster,
+    factor: f64,
+    section: &str,
+    port: u16,
+    server: Option<&Server>,
+) -> Agent {
     let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
     let every = |seconds| interval(SECOND * seconds, factor);
     let config = format!(
@@ -35,9 +47,7 @@ fn start_agent(cluster: &Cluster, factor: f64, section: &str, port: u16) -> Agen
          etcd: {{endpoints: ['{url}'], ca_file: {ca}, cert_file: {cert}, key_file: {key},\n  \
            interval: {fifteen}, timeout: 2s}}\n\
          volume: {{interval: {minute}, timeout: 2s, {section}}}\n\
-         registry_keys: {{interval: {minute}}}\nsystemd: {{enabled: false}}\nsnap: {{enabled: false}}\n\
-         kernel: {{enabled: false}}\nfilesystem: {{enabled: false}}\nfdatasync: {{enabled: false}}\n\
-         journal: {{enabled: false}}\n",
+         registry_keys: {{interval: {minute}}}\nsettings: {{interval: {fifteen}}}\n{OFF}",
         data = cluster.data_dir(0).display(),
         url = cluster.client_url(0),
         ca = pki.ca.display(),
@@ -48,7 +58,19 @@ fn start_agent(cluster: &Cluster, factor: f64, section: &str, port: u16) -> Agen
         minute = every(60),
     );
     let args = vec![format!("--web.listen-address=127.0.0.1:{port}")];
-    Agent::start_with(Options { config, args, ..Options::default() })
+    let through = server.map(Server::through).unwrap_or_default();
+    Agent::start_with(Options { config, args, through, ..Options::default() })
+}
+
+/// The agent of a server that has no volumes.
+fn start_other(factor: f64, server: &Server) -> Agent {
+    let config = format!(
+        "host: {{distribution: k3s, role: server, datastore: etcd, processes: [k3s-server], container_dirs: []}}\n\
+         settings: {{interval: {}}}\nvolume: {{enabled: false}}\netcd: {{enabled: false}}\n\
+         registry_keys: {{enabled: false}}\n{OFF}",
+        interval(SECOND * 15, factor)
+    );
+    Agent::start_with(Options { config, through: server.through(), ..Options::default() })
 }
 
 fn told(scrape: &Scrape, volume: &Volume) -> bool {
@@ -79,7 +101,7 @@ fn answers_without_prometheus(agent: &Agent, volume: &Volume) {
 #[test]
 fn i4_a_wiped_volume_pages_hours_before_the_backup_replaces_the_only_good_one() {
     let _turn = lab::alone();
-    let factor = if full() { 60.0 } else { 120.0 };
+    let factor = if full() { 30.0 } else { 60.0 };
     let cluster = Cluster::start(Etcd::V35, 1);
     // The ext4 one had been in use for weeks; mkfs.xfs cannot be told another time than now.
     let mut volumes =
@@ -95,11 +117,13 @@ fn i4_a_wiped_volume_pages_hours_before_the_backup_replaces_the_only_good_one() 
     let file = state.path().join("volumes.json");
     let with_file = |file: &Path| format!("state_file: '{}'", file.display());
     let port = lab::free_port();
-    let mut one = start_agent(&cluster, factor, &with_file(&file), port);
+    let servers = [0, 1].map(|_| Server::new("v1.24.8+k3s1", "cluster-init: true\n"));
+    let mut one = start_agent(&cluster, factor, &with_file(&file), port, Some(&servers[0]));
+    let two = start_other(factor, &servers[1]);
     let version = if full() { Version::V2 } else { Version::V3 };
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let node = Target { job: "controlplane", address, instance: "cp-1:10379".to_owned() };
-    let targets = [node, etcd(1, cluster.metrics_port(0))];
+    let targets = [node, etcd(1, cluster.metrics_port(0)), agent(2, &two)];
     let mut i4 = Incident::start("i4", version, factor, &targets);
 
     let fault = i4.fault(
@@ -112,8 +136,21 @@ fn i4_a_wiped_volume_pages_hours_before_the_backup_replaces_the_only_good_one() 
     i4.pages(fault, &[("ControlPlaneVolumeBackupsFew", "warning", "")], minutes(90));
     assert_eq!(check(&one).0, Some(1), "few backups are a warning");
 
+    let fault = i4.fault("k3s is upgraded on both servers at once", NOTICED, || {
+        for (server, agent) in servers.iter().zip([&one, &two]) {
+            server.install("v1.25.4+k3s1");
+            // It looks at programs once a minute only, and at once when it is told to.
+            agent.signal(Signal::HUP);
+        }
+    });
+    i4.signal(fault, VERSION, &[&one, &two], "controlplane_settings", |s| {
+        let new = [("component", "k3s"), ("version", "v1.25.4+k3s1")];
+        s.value(VERSION, &new) == Some(1.0)
+    });
+    i4.pages(fault, &[("ControlPlaneNodesChanged", "warning", "")], minutes(15));
+
     let fault = i4.fault(
-        "after an upgrade the driver takes both volumes for empty: mkfs.ext4, mkfs.xfs, and a mount",
+        "after the upgrade the driver takes both volumes for empty: mkfs.ext4, mkfs.xfs, and a mount",
         NOTICED,
         || volumes.iter_mut().for_each(Volume::reformat),
     );
@@ -128,16 +165,17 @@ fn i4_a_wiped_volume_pages_hours_before_the_backup_replaces_the_only_good_one() 
     answers_without_prometheus(&one, &volumes[0]);
     crate::page::look(&one, "i4");
     // An agent that never saw the volume before knows it from the backup, one with the file of before from that.
-    let fresh = start_agent(&cluster, factor, "state_file: ~", lab::free_port());
+    let fresh = start_agent(&cluster, factor, "state_file: ~", lab::free_port(), None);
     fresh.wait_until("a wiped volume without a state file", ALL, 20 * SECOND, |s| {
         told(s, &volumes[0])
     });
     answers_without_prometheus(&fresh, &volumes[0]);
     drop(fresh);
     one.stop(5 * SECOND);
+    // Nobody else has written this one.
     let copy = state.path().join("copy.json");
     std::fs::copy(&file, &copy).unwrap();
-    let restarted = start_agent(&cluster, factor, &with_file(&copy), port);
+    let restarted = start_agent(&cluster, factor, &with_file(&copy), port, Some(&servers[0]));
     restarted.wait_until("wiped volumes from the state file", ALL, 20 * SECOND, |s| {
         volumes.iter().all(|volume| told(s, volume))
     });
@@ -181,7 +219,7 @@ fn i4_a_wiped_volume_pages_hours_before_the_backup_replaces_the_only_good_one() 
     for (volume, saved) in volumes.iter_mut().zip(&saved) {
         volume.restore(saved);
     }
-    let well = start_agent(&cluster, factor, &with_file(&copy), port);
+    let well = start_agent(&cluster, factor, &with_file(&copy), port, Some(&servers[0]));
     well.wait_until("the filesystems of before", ALL, 20 * SECOND, |s| {
         s.all("controlplane_volume_used_bytes", &[]).len() >= 2
             && volumes.iter().all(|volume| !told(s, volume))

@@ -221,6 +221,15 @@ impl Incident {
             let words = ["alertname", "severity", "instance", "alertstate"].map(label);
             text += &format!("  {}\n", words.join(" "));
         }
+        for (what, expression) in [
+            ("scrapes that failed", "count_over_time(up[10m]) - sum_over_time(up[10m]) > 0"),
+            ("seconds of the slowest scrape", "max_over_time(scrape_duration_seconds[10m]) > 0.1"),
+        ] {
+            for series in self.prometheus.query(expression) {
+                let instance = series.labels.get("instance").map_or("", String::as_str);
+                text += &format!("  {what} of {instance}: {}\n", series.value);
+            }
+        }
         text += "in Alertmanager:\n";
         for alert in self.alertmanager.alerts() {
             let (name, severity) = (alert.name(), alert.label("severity"));

@@ -1,5 +1,6 @@
 //! How many series a full node has: a k3s server with an etcd of five members, each of its units, everything that its log can
-//! say, forty certificates, an API server that is not well, a load balancer, snaps and orphans.
+//! say, everything that the kernel's can, forty certificates, an API server that is not well, a load balancer, snaps, orphans,
+//! six volumes of which four are mounted here, and their backups.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +11,43 @@ use crate::journal::Node;
 use crate::lab;
 use crate::lab::agent::{Agent, Options};
 use crate::lab::apiserver::{ApiServer, Mood};
+use crate::lab::disk::Kind;
 use crate::lab::etcd::{Cluster, Etcd};
 use crate::lab::pki::Pki;
 use crate::lab::process::run;
+use crate::lab::volume::{self, Volume};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What one agent may export, buckets and all.
 const BUDGET: usize = 1000;
+const VOLUMES: &str = "controlplane_volume_";
+
+/// Series of four volumes that are mounted. An agent with a root of its own cannot be given mounts there.
+fn of_mounted_volumes() -> usize {
+    let mounted: Vec<_> =
+        (0..4).map(|_| Volume::longhorn(Kind::Ext4, Duration::from_hours(24))).collect();
+    let config = "host: {distribution: k3s, role: server, datastore: unknown}\netcd: {enabled: false}\n\
+                  volume: {interval: 500ms, state_file: ~}\n";
+    let agent = Agent::start(config);
+    let used = "controlplane_volume_used_bytes";
+    let scrape = agent.wait_until("the volumes", VOLUMES, 20 * SECOND, |scrape| {
+        scrape.all(used, &[]).len() == mounted.len()
+    });
+    scrape.samples.iter().filter(|sample| sample.name.starts_with(VOLUMES)).count()
+}
+
+/// What the kernel may log of two disks, as `/dev/kmsg` gives it.
+fn kernel_log() -> String {
+    let lines = include_str!("../data/kmsg-samples.jsonl").lines();
+    let samples = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let here = samples
+        .filter(|one| one["device"].as_str().is_none_or(|device| ["sda", "sdb"].contains(&device)));
+    let record = |(number, sample): (usize, serde_json::Value)| {
+        let text = sample["line"].as_str().unwrap().replace('\n', " ");
+        format!("3,{},{},-;{text}\n", number + 1, (number + 1) * 1000)
+    };
+    here.enumerate().map(record).collect()
+}
 
 #[test]
 fn a_full_node_has_fewer_than_a_thousand_series() {
@@ -27,6 +58,15 @@ fn a_full_node_has_fewer_than_a_thousand_series() {
     let inside = |path: &str| root.join(path);
     let cluster = Cluster::start(Etcd::V35, 5);
     cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 50, 100);
+    volume::put_target(&cluster, "s3://backups/");
+    for number in 0..6 {
+        let name = format!("pvc-{number}");
+        volume::put_volume(&cluster, &name, Duration::from_hours(48));
+        for age in 1..=2 {
+            let id = format!("{name}-{age}");
+            volume::put_backup(&cluster, &id, &name, Duration::from_hours(age));
+        }
+    }
     let pki = Pki::new();
     let server = ApiServer::start(&pki, &pki.server);
     server.set(Mood::NoEtcd);
@@ -48,6 +88,8 @@ fn a_full_node_has_fewer_than_a_thousand_series() {
     for n in 0..40 {
         copy(&pki.client.cert, &format!("var/lib/rancher/k3s/server/tls/{n}.crt"));
     }
+    fs::create_dir_all(inside("dev")).unwrap();
+    fs::write(inside("dev/kmsg"), kernel_log()).unwrap();
     for snap in ["core", "lxd", "microk8s", "snapd"] {
         fs::create_dir_all(inside(&format!("var/snap/{snap}/common"))).unwrap();
     }
@@ -69,7 +111,7 @@ fn a_full_node_has_fewer_than_a_thousand_series() {
          systemd: {{units: [k3s.service, {}], bus: '{}', interval: 1s}}\n\
          fdatasync: {{paths: [/var/lib, /var/tmp], interval: 1s}}\n\
          filesystem: {{paths: [/, /var/lib, /var/tmp, /run], interval: 1s}}\n\
-         settings: {{interval: 1s}}\ncertificate: {{interval: 1s}}\nsnap: {{interval: 1s}}\n",
+         kernel: {{interval: 1s}}\nvolume: {{interval: 1s}}\nsettings: {{interval: 1s}}\ncertificate: {{interval: 1s}}\nsnap: {{interval: 1s}}\n",
         cluster.client_url(0),
         units.join(", "),
         node.container.bus_address(),
@@ -95,13 +137,18 @@ fn a_full_node_has_fewer_than_a_thousand_series() {
             && !scrape.all("controlplane_settings_flag_info", &[]).is_empty()
             && !scrape.all("controlplane_fdatasync_max_seconds", &[]).is_empty()
             && !scrape.all("controlplane_registry_keys", &[]).is_empty()
+            && scrape.all("controlplane_volume_backups", &[]).len() == 6
+            && scrape.sum("controlplane_kernel_io_errors_total", &[]) > 0.0
     });
     let mut by_sampler: BTreeMap<String, usize> = BTreeMap::new();
     for sample in &scrape.samples {
         let name = sample.name.strip_prefix("controlplane_").unwrap_or("process");
         *by_sampler.entry(name.split('_').next().unwrap().to_owned()).or_default() += 1;
     }
-    eprintln!("{} series: {by_sampler:?}", scrape.samples.len());
-    assert!(scrape.samples.len() < BUDGET, "{} series: {by_sampler:?}", scrape.samples.len());
-    assert!(scrape.samples.len() > BUDGET / 2, "not a full node: {by_sampler:?}");
+    let mounted = of_mounted_volumes();
+    by_sampler.insert("mounted volumes".to_owned(), mounted);
+    let all = scrape.samples.len() + mounted;
+    eprintln!("{all} series: {by_sampler:?}");
+    assert!(all < BUDGET, "{all} series: {by_sampler:?}");
+    assert!(all > BUDGET / 2, "not a full node: {by_sampler:?}");
 }

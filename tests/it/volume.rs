@@ -271,11 +271,7 @@ fn a_node_without_longhorn_has_no_figure_of_backups_and_no_failure() {
     let agent = Agent::start(&config(&format!(", state_file: ~, endpoints: '{url}'")));
     let scrape = known(&agent, &volume);
     assert!(scrape.all(BACKUPS, &[]).is_empty());
-    assert_eq!(
-        scrape.sum(FAILURES, &[("sampler", "volume")]),
-        0.0,
-        "{}",
-        scrape.with_prefix(FAILURES)
-    );
+    let failed = scrape.sum(FAILURES, &[("sampler", "volume")]);
+    assert!(failed < 1.0, "{}", scrape.with_prefix(FAILURES));
     assert!(Path::new(volume.path()).exists());
 }

@@ -43,6 +43,9 @@ impl Volume {
         let disk = Disk::raw(400 << 20);
         let name = format!("pvc-{:08x}-{}", fastrand::u32(..), std::process::id());
         let kubelet = temp_dir("kubelet");
+        // As on a node: what is unmounted here is unmounted in the namespaces of others too.
+        run("mount", ["--bind".as_ref(), kubelet.path(), kubelet.path()]);
+        run("mount", ["--make-shared".as_ref(), kubelet.path()]);
         let driver = if is_longhorn { "driver.longhorn.io" } else { "disk.example.com" };
         let folder = kubelet.path().join("plugins/kubernetes.io/csi").join(driver).join("0f1e2d3c");
         let point = folder.join("globalmount");
@@ -114,7 +117,7 @@ impl Volume {
     pub(crate) fn save(&mut self) -> PathBuf {
         let image = self.kubelet.path().join("saved");
         self.unmount();
-        self.copy(&self.device, &image);
+        copy(&self.device, &image);
         self.mount();
         image
     }
@@ -123,15 +126,8 @@ impl Volume {
     #[track_caller]
     pub(crate) fn restore(&mut self, image: &Path) {
         self.unmount();
-        self.copy(image, &self.device);
+        copy(image, &self.device);
         self.mount();
-    }
-
-    #[track_caller]
-    fn copy(&self, from: &Path, to: &Path) {
-        let paths = [format!("if={}", from.display()), format!("of={}", to.display())];
-        let how = ["bs=1M", "conv=notrunc,fsync", "status=none"].map(str::to_owned);
-        run("dd", paths.into_iter().chain(how));
     }
 
     #[track_caller]
@@ -154,11 +150,19 @@ impl Drop for Volume {
         if self.mounted {
             unmount(&self.point);
         }
+        unmount(self.kubelet.path());
         if self.is_longhorn {
             std::fs::remove_file(&self.device).ok();
             std::fs::remove_dir(LONGHORN).ok();
         }
     }
+}
+
+#[track_caller]
+fn copy(from: &Path, to: &Path) {
+    let paths = [format!("if={}", from.display()), format!("of={}", to.display())];
+    let how = ["bs=1M", "conv=notrunc,fsync", "status=none"].map(str::to_owned);
+    run("dd", paths.into_iter().chain(how));
 }
 
 /// A moment this long ago, as Kubernetes writes it.
