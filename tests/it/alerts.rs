@@ -429,7 +429,7 @@ fn promtools() -> [PathBuf; 2] {
 fn promtool(program: &Path, args: &[&str], files: &[PathBuf]) -> String {
     let mut command = bound_command(program);
     command.args(args).args(files);
-    let output = output(command, Duration::from_mins(4));
+    let output = output(command, Duration::from_mins(10));
     let said = format!("{}{}", output.stdout, output.stderr);
     assert!(output.status.success(), "{} {args:?}: {}\n{said}", program.display(), output.status);
     said
