@@ -11,12 +11,17 @@ use tokio::time::Instant;
 use crate::sample::{Batch, Value};
 
 /// What is kept: the metric, how far back, and how often.
-const KEPT: [(&str, Duration, Duration); 7] = [
+const KEPT: [(&str, Duration, Duration); 8] = [
     ("controlplane_fdatasync_duration_seconds", Duration::from_mins(15), Duration::from_mins(1)),
     ("controlplane_fdatasync_stalls_total", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_etcd_request_duration_seconds", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),
     ("controlplane_static_pod_restarts", Duration::from_hours(24), Duration::from_mins(5)),
+    (
+        "controlplane_static_pod_start_timestamp_seconds",
+        Duration::from_hours(24),
+        Duration::from_mins(5),
+    ),
     ("controlplane_journal_events_total", Duration::from_mins(15), Duration::from_mins(1)),
     ("controlplane_volume_used_bytes", Duration::from_hours(1), Duration::from_mins(2)),
 ];
@@ -79,6 +84,25 @@ impl History {
         old.or_else(|| kept.front()).map(|(taken, value)| (value, now.duration_since(*taken)))
     }
 
+    /// How often one copy of this series differs from the one before, within the last `span`, and how long it has been watched
+    /// then. What changes more often than it is copied changes once.
+    pub fn changes(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+        span: Duration,
+        now: Instant,
+    ) -> Option<(f64, Duration)> {
+        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let age = |taken: &Instant| now.duration_since(*taken);
+        let watched = kept.front().map(|(taken, _)| age(taken).min(span))?;
+        let copies = kept.iter().zip(kept.iter().skip(1));
+        let changed = copies.filter(|((_, before), (taken, after))| {
+            age(taken) <= span && before.as_number().to_bits() != after.as_number().to_bits()
+        });
+        Some((changed.count() as f64, watched))
+    }
+
     /// The largest number that this series had within the last `span`.
     pub fn largest(
         &self,
@@ -128,6 +152,26 @@ mod tests {
         assert!((4_300.0..=4_310.0).contains(&ten), "{ten}");
         let kept = history.series.values().map(VecDeque::len).sum::<usize>();
         assert!(kept <= 290, "{kept} copies");
+    }
+
+    #[test]
+    fn changes_are_those_of_the_span_and_a_value_that_stays_has_none() {
+        let mut history = History::default();
+        let start = Instant::now();
+        let at = |minutes: u64| start + Duration::from_mins(minutes);
+        // Another value every ten minutes for five hours, and then the same one.
+        for minutes in 0..24 * 60 {
+            history.record(&batch((minutes.min(300) / 10) as f64), at(minutes));
+        }
+        let labels = ["k3s.service".to_owned()];
+        let changes = |hours: u64, now| {
+            let span = Duration::from_hours(hours);
+            history.changes(RESTARTS.desc().name, &labels, span, now).unwrap()
+        };
+        let now = at(24 * 60 - 1);
+        assert_eq!(changes(24, now), (30.0, Duration::from_mins(24 * 60 - 1)));
+        assert_eq!(changes(20, now), (7.0, Duration::from_hours(20)));
+        assert_eq!(changes(6, now), (0.0, Duration::from_hours(6)));
     }
 
     #[test]

@@ -131,6 +131,17 @@ impl Store {
         Some((value.clone(), age))
     }
 
+    /// How often a series changed within `span`, and how long it has been watched; see [`History::changes`].
+    pub fn changes(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+        span: Duration,
+    ) -> Option<(f64, Duration)> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.changes(metric, labels, span, Instant::now())
+    }
+
     /// The most that a series was within `span`; see [`History::largest`].
     pub fn largest(&self, metric: &'static str, labels: &[String], span: Duration) -> Option<f64> {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);

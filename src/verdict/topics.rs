@@ -329,24 +329,44 @@ impl Court<'_> {
         self.certificates();
     }
 
-    /// Containers of static pods, by kubelet's own number.
+    /// Containers of static pods, by kubelet's own number; the processes of k0s, which has none, by their starts.
     fn components(&mut self) {
-        for series in self.all("controlplane_static_pod_restarts") {
+        const DAY: Duration = Duration::from_hours(24);
+        let numbered = self.all("controlplane_static_pod_restarts");
+        let starts = if numbered.is_empty() {
+            self.all("controlplane_static_pod_start_timestamp_seconds")
+        } else {
+            Vec::new()
+        };
+        for series in numbered {
             let [pod, process] = &series.labels[..] else { continue };
             let all = series.value.as_number();
-            let (restarts, mut figure) = self.growth_from(all, &series, Duration::from_hours(24));
+            let (restarts, mut figure) = self.growth_from(all, &series, DAY);
             if all > restarts {
                 figure.push_str(&format!("; {all} in all"));
             }
-            let what = format!("restarts of {process} in {pod} in 24 hours");
-            self.measure(
-                Topic::Units,
-                "ControlPlaneComponentRestarting",
-                "restarts in 24 hours",
-                &what,
-                Figure::new("component_restarts", restarts, figure),
-            );
+            self.restarted(&format!("{process} in {pod}"), restarts, figure);
         }
+        for series in starts {
+            let [process] = &series.labels[..] else { continue };
+            let changes = self.store.changes(series.metric, &series.labels, DAY);
+            let (starts, watched) = changes.unwrap_or_default();
+            let mut figure = format!("{starts}");
+            if watched < DAY {
+                figure.push_str(&format!(", watched for {}", length(watched.as_secs_f64().ceil())));
+            }
+            self.restarted(process, starts, figure);
+        }
+    }
+
+    fn restarted(&mut self, component: &str, restarts: f64, figure: String) {
+        self.measure(
+            Topic::Units,
+            "ControlPlaneComponentRestarting",
+            "restarts in 24 hours",
+            &format!("restarts of {component} in 24 hours"),
+            Figure::new("component_restarts", restarts, figure),
+        );
     }
 
     pub(super) fn datastore(&mut self) {
@@ -853,6 +873,30 @@ pub(super) mod tests {
             look(restarts);
         }
         assert_eq!(look(restarts), Health::Ok, "yesterday's restarts are over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_of_k0s_that_begins_again_and_again_is_told_by_its_starts() {
+        static STARTED: Metric<1> = Metric::gauge(
+            "controlplane_static_pod_start_timestamp_seconds",
+            "Starts.",
+            ["process"],
+        );
+        let store = store();
+        let look = |started: f64| {
+            let mut batch = Batch::default();
+            batch.push(&STARTED, ["kube-apiserver"], started);
+            store.put("static_pod", batch, MINUTE);
+            about(&store, "restarts of kube-apiserver")
+        };
+        assert_eq!(look(1e9).0, Health::Ok);
+        for start in 1..=11 {
+            tokio::time::advance(MINUTE * 10).await;
+            look(1e9 + 600.0 * f64::from(start));
+        }
+        let (health, figure, alert) = look(1e9 + 6600.0);
+        assert_eq!((health, &figure[..]), (Health::Warning, "11, watched for 110 min"));
+        assert_eq!(alert, "ControlPlaneComponentRestarting");
     }
 
     #[test]
