@@ -246,7 +246,8 @@ fn micros(time: &str) -> Option<u64> {
         b'Z' => 0,
         sign => {
             let (hours, minutes) = zone[1..].split_once(':')?;
-            let minutes = hours.parse::<i64>().ok()? * 60 + minutes.parse::<i64>().ok()?;
+            let minutes =
+                i64::from(hours.parse::<u8>().ok()?) * 60 + i64::from(minutes.parse::<u8>().ok()?);
             minutes * 60_000_000 * if sign == b'-' { -1 } else { 1 }
         }
     };
@@ -399,9 +400,14 @@ mod tests {
         assert_eq!(micros("1970-01-01T00:00:01Z"), Some(1_000_000));
         assert_eq!(micros("1970-01-01T01:00:01.5+01:00"), Some(1_500_000));
         assert_eq!(micros("1970-01-01T00:00:01.123456789Z"), Some(1_123_456));
-        for wrong in
-            ["", "x", "1970-01-01T00:00:01", "1970-01-01T00:00:01.é5Z", "1970-01-01T00:00:01+1"]
-        {
+        for wrong in [
+            "",
+            "x",
+            "1970-01-01T00:00:01",
+            "1970-01-01T00:00:01.é5Z",
+            "1970-01-01T00:00:01+1",
+            "1970-01-01T00:00:01+9223372036854775807:00",
+        ] {
             assert_eq!(micros(wrong), None, "{wrong}");
         }
     }
