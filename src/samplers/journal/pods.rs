@@ -73,7 +73,7 @@ pub(super) fn follow(question: &Question) -> io::Result<()> {
 
 /// The file that is read, and how far.
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     file: File,
     inode: u64,
     number: u64,
@@ -159,7 +159,14 @@ impl Tail {
 }
 
 impl Open {
-    fn drain(&mut self, container: &str, out: &mut impl Write) -> io::Result<()> {
+    /// A file from its beginning, up to `history` written before.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn beginning(file: File, history: u64) -> Self {
+        let (rest, parts) = (Vec::new(), Vec::new());
+        Self { file, inode: 1, number: 0, offset: 0, history, rest, taken: 0, parts }
+    }
+
+    pub(super) fn drain(&mut self, container: &str, out: &mut impl Write) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         // A disk that fails now may answer later.
         while let Ok(length @ 1..) = self.file.read(&mut piece) {
