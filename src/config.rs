@@ -3,6 +3,8 @@
 //! Every key is optional. An unknown key, a bad value or an unreadable file is one error that names
 //! the file or variable, the key and the reason.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod values;
 
 use std::collections::BTreeMap;

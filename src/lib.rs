@@ -22,6 +22,8 @@ mod clock;
 pub mod config;
 pub mod dqlite;
 pub mod etcd;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod history;
 pub mod host;
 pub mod inspect;

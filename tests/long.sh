@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
 export CONTROLPLANE_EXPORTER_CACHE=$cache
-fuzz_seconds=${FUZZ_SECONDS:-600}
+fuzz_seconds=${FUZZ_SECONDS:-180}
 page=docs/long-tests.md
 revision=$(git rev-parse --short HEAD)
 git diff --quiet HEAD -- src tests alerts deploy Cargo.lock || revision="$revision and changes"

@@ -10,6 +10,8 @@
 mod bytes;
 pub mod client;
 pub mod directory;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod lz4;
 pub mod membership;
 pub mod metadata;

@@ -37,7 +37,7 @@ const PROGRAMS: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kube-
 
 /// Settings of k3s that all servers must share, and `disable`, which k3s lets differ: the server that leads deletes what
 /// it has disabled, everywhere. The second is the value that is meant where none is set.
-const K3S: &[(&str, &str)] = &[
+pub(super) const K3S: &[(&str, &str)] = &[
     ("agent-token", ""),
     ("cluster-cidr", "10.42.0.0/16"),
     ("cluster-dns", "10.43.0.10"),
@@ -157,7 +157,7 @@ fn rancher_config(
 }
 
 /// What all servers must share, with the value that is meant where none is set; nothing where that is no value.
-fn shared(config: &RancherConfig, keys: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(super) fn shared(config: &RancherConfig, keys: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut flags = Vec::new();
     for (key, default) in keys {
         let values = match *key {
@@ -232,7 +232,7 @@ fn processes(probe: &Probe, names: &[&'static str]) -> Vec<Component> {
     running.collect()
 }
 
-fn owned(flags: &Flags) -> Vec<(String, String)> {
+pub(super) fn owned(flags: &Flags) -> Vec<(String, String)> {
     flags.iter().map(|(name, value)| (spelt(name), value.to_owned())).collect()
 }
 
@@ -246,7 +246,7 @@ const SECRET: [&str; 8] =
     ["token", "password", "passwd", "secret", "credential", "endpoint", "dsn", "private"];
 
 /// The value, or that there is one.
-fn without_secrets(name: &str, value: String) -> String {
+pub(super) fn without_secrets(name: &str, value: String) -> String {
     let lower = name.to_ascii_lowercase();
     let harmless = lower.ends_with("-file") || lower.starts_with("secrets-encryption");
     // Only what the reader itself wrote: the kind of the datastore.

@@ -35,7 +35,7 @@ pub(crate) fn linked(host: &Host, path: &Path, names: &[&str]) -> io::Result<Opt
     Ok(names.iter().find_map(|name| value(&flags, name)))
 }
 
-fn section(file: File) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn section(file: File) -> io::Result<Option<Vec<u8>>> {
     let mut file = file;
     let range = {
         let cache = ReadCache::new(&mut file);
@@ -51,7 +51,7 @@ fn section(file: File) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The line `-ldflags` of the description of the build.
-fn build_flags(section: &[u8]) -> Option<String> {
+pub(super) fn build_flags(section: &[u8]) -> Option<String> {
     let inline = section.get(MAGIC.len() + 1)? & 2 != 0;
     if !section.starts_with(MAGIC) || !inline {
         return None;
@@ -75,7 +75,7 @@ fn text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The value of `-X name=value` in the flags, which Go quotes as a string of its own.
-fn value(flags: &str, name: &str) -> Option<String> {
+pub(super) fn value(flags: &str, name: &str) -> Option<String> {
     let flags = flags.replace("\\n", " ").replace("\\t", " ");
     let mut words = flags.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\'));
     let found = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;

@@ -79,7 +79,12 @@ fn role_of(words: &[String]) -> Option<Role> {
     }
 }
 
-fn describe_datastore(config: &Config, flags: &Flags, data: &Path, found: &mut Installation) {
+pub(super) fn describe_datastore(
+    config: &Config,
+    flags: &Flags,
+    data: &Path,
+    found: &mut Installation,
+) {
     let single = flags.get("single").is_some_and(|value| value != "false");
     let kind = config.spec("storage.type").unwrap_or(if single { "kine" } else { "etcd" });
     if kind == "kine" {
@@ -160,7 +165,7 @@ fn written_config(flags: &Flags) -> &str {
 }
 
 /// The configuration in effect.
-struct Config(Node);
+pub(super) struct Config(pub(super) Node);
 
 impl Config {
     fn read(probe: &Probe, flags: &Flags) -> Self {

@@ -12,7 +12,7 @@ pub(super) struct StaticPod {
     pub(super) flags: Flags,
     image: String,
     /// Paths inside the container, and what they are on the host.
-    volumes: Vec<(PathBuf, PathBuf)>,
+    pub(super) volumes: Vec<(PathBuf, PathBuf)>,
 }
 
 impl StaticPod {
@@ -28,7 +28,7 @@ impl StaticPod {
         }
     }
 
-    fn from_node(manifest: &Node) -> Option<Self> {
+    pub(super) fn from_node(manifest: &Node) -> Option<Self> {
         let spec = manifest.get("spec")?;
         let container = spec.get("containers")?.items().first()?;
         let args: Vec<String> = ["command", "args"]

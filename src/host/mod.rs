@@ -15,6 +15,8 @@ mod etcd_settings;
 mod facts;
 mod flags;
 mod found;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(crate) mod go_build;
 mod k0s;
 mod kubeadm;

@@ -67,7 +67,7 @@ impl Mounts {
             })
     }
 
-    fn parse(bytes: &[u8], parse_line: fn(&[u8]) -> Option<Mount>) -> Self {
+    pub(super) fn parse(bytes: &[u8], parse_line: fn(&[u8]) -> Option<Mount>) -> Self {
         let mut mounts = Self::default();
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match parse_line(line) {
@@ -102,7 +102,7 @@ impl Mounts {
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-fn mountinfo_line(line: &[u8]) -> Option<Mount> {
+pub(super) fn mountinfo_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (_id, _parent) = (fields.next()?, fields.next()?);
     let majmin = text(fields.next()?);
@@ -124,7 +124,7 @@ fn mountinfo_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// `/dev/sda2 / ext4 rw,relatime 0 0`
-fn mounts_line(line: &[u8]) -> Option<Mount> {
+pub(super) fn mounts_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let source = text(fields.next()?);
     let mount_point = path(fields.next()?);

@@ -34,7 +34,7 @@ pub(super) const DETECTION: &[&str] = &[
 /// The effective settings, reduced to those that are asked for.
 #[derive(Debug, Default)]
 pub(super) struct RancherConfig {
-    wanted: Vec<&'static str>,
+    pub(super) wanted: Vec<&'static str>,
     values: BTreeMap<String, Vec<String>>,
     /// The files that they were read from, of those that exist.
     pub(super) files: Vec<PathBuf>,
@@ -111,7 +111,7 @@ impl RancherConfig {
     }
 
     /// The last file wins, unless its key ends with `+`, which appends.
-    fn merge(&mut self, node: &Node) {
+    pub(super) fn merge(&mut self, node: &Node) {
         for (key, value) in node.entries() {
             match key.strip_suffix('+') {
                 Some(key) if self.wanted.contains(&key) => {

@@ -105,7 +105,10 @@ fn has_extension(name: &str, wanted: &str) -> bool {
 
 /// The assignments in a file of `NAME=value` lines. The caller drops what it must not keep.
 pub(super) fn environment_file(probe: &Probe, path: &Path) -> Vec<(String, String)> {
-    let text = probe.text(path).unwrap_or_default();
+    assignments(&probe.text(path).unwrap_or_default())
+}
+
+pub(super) fn assignments(text: &str) -> Vec<(String, String)> {
     text.lines()
         .map(str::trim)
         .filter(|line| !line.starts_with(['#', ';']))
@@ -122,7 +125,7 @@ fn assignment(text: &str) -> Option<(String, String)> {
 }
 
 /// `key=value` of the `[Service]` section, continuation lines joined.
-fn service_settings(text: &str) -> Vec<(String, String)> {
+pub(super) fn service_settings(text: &str) -> Vec<(String, String)> {
     let mut settings = Vec::new();
     let mut in_service = false;
     let mut joined = String::new();

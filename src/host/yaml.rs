@@ -9,7 +9,7 @@ use yaml_rust2::parser::Parser;
 use yaml_rust2::scanner::TScalarStyle;
 
 /// Depth of nesting; static pod manifests reach about ten.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// A YAML value; scalars keep their text, and null is an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]

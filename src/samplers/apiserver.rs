@@ -13,6 +13,8 @@
 //! the sampler; what hangs costs one `timeout`. Costs the API server three small requests; `/readyz` makes it ask etcd.
 
 mod checks;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod places;
 mod request;
 

@@ -9,6 +9,8 @@
 //! Reads the files, bounded, and of `/proc` name, command line and start of the snap's processes, in a child process. No
 //! value of a flag leaves the reader. A file that bash would refuse is a failed part of the run that names it.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,6 +8,8 @@
 //! process. Of a chain every certificate is read and the earliest end counts; of a kubeconfig only the client
 //! certificates inside it are decoded. What cannot be read is a failed part of the run that names the file.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod places;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,6 +16,8 @@
 mod cells;
 mod export;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod line;
 mod pods;
 mod secret;

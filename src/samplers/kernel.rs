@@ -12,6 +12,8 @@
 //! kind and operation, and 100 events. Below `--path.rootfs` a plain file may stand in for the log.
 
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod log;
 mod process;
 mod record;

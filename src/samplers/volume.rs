@@ -15,6 +15,8 @@
 //! What is remembered is written into `state_file` when it changes, from the second run on, by a child. A file that is
 //! damaged, gone, closed or hangs is a part of the run that failed, and nothing else.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod longhorn;
 mod look;
 mod memory;

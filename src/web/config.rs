@@ -97,7 +97,7 @@ pub(super) struct Rate {
 
 impl Settings {
     /// The settings in the text of `file`; paths that are not absolute start from its directory.
-    fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let wrong = |(key, what)| ConfigError { origin: file.display().to_string(), key, what };
         let folder = file.parent().unwrap_or(Path::new(""));
         let root = Node::parse(text).map_err(|what| wrong((String::new(), what)))?;

@@ -3,6 +3,8 @@
 mod body;
 mod config;
 pub mod exposition;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guests;
 pub mod lock;
 mod password;

@@ -15,6 +15,7 @@ mod args;
 mod budget;
 mod certificate;
 mod check;
+mod comparison;
 mod dashboards;
 mod demo;
 mod dqlite;

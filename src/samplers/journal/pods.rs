@@ -73,7 +73,7 @@ pub(super) fn follow(question: &Question) -> io::Result<()> {
 
 /// The file that is read, and how far.
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     file: File,
     inode: u64,
     number: u64,
@@ -159,7 +159,14 @@ impl Tail {
 }
 
 impl Open {
-    fn drain(&mut self, container: &str, out: &mut impl Write) -> io::Result<()> {
+    /// A file from its beginning, up to `history` written before.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn beginning(file: File, history: u64) -> Self {
+        let (rest, parts) = (Vec::new(), Vec::new());
+        Self { file, inode: 1, number: 0, offset: 0, history, rest, taken: 0, parts }
+    }
+
+    pub(super) fn drain(&mut self, container: &str, out: &mut impl Write) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         // A disk that fails now may answer later.
         while let Ok(length @ 1..) = self.file.read(&mut piece) {
@@ -246,7 +253,8 @@ fn micros(time: &str) -> Option<u64> {
         b'Z' => 0,
         sign => {
             let (hours, minutes) = zone[1..].split_once(':')?;
-            let minutes = hours.parse::<i64>().ok()? * 60 + minutes.parse::<i64>().ok()?;
+            let minutes =
+                i64::from(hours.parse::<u8>().ok()?) * 60 + i64::from(minutes.parse::<u8>().ok()?);
             minutes * 60_000_000 * if sign == b'-' { -1 } else { 1 }
         }
     };
@@ -399,9 +407,14 @@ mod tests {
         assert_eq!(micros("1970-01-01T00:00:01Z"), Some(1_000_000));
         assert_eq!(micros("1970-01-01T01:00:01.5+01:00"), Some(1_500_000));
         assert_eq!(micros("1970-01-01T00:00:01.123456789Z"), Some(1_123_456));
-        for wrong in
-            ["", "x", "1970-01-01T00:00:01", "1970-01-01T00:00:01.é5Z", "1970-01-01T00:00:01+1"]
-        {
+        for wrong in [
+            "",
+            "x",
+            "1970-01-01T00:00:01",
+            "1970-01-01T00:00:01.é5Z",
+            "1970-01-01T00:00:01+1",
+            "1970-01-01T00:00:01+9223372036854775807:00",
+        ] {
             assert_eq!(micros(wrong), None, "{wrong}");
         }
     }

@@ -183,7 +183,7 @@ fn time(object: &Value, path: &str) -> Option<u64> {
 }
 
 impl Longhorn {
-    fn volume(&mut self, object: &Value) {
+    pub(super) fn volume(&mut self, object: &Value) {
         let Some(name) = text(object, "/metadata/name") else { return };
         let standby = ["/spec/Standby", "/status/isStandby"]
             .iter()
@@ -192,11 +192,11 @@ impl Longhorn {
         self.volumes.insert(name.to_owned(), Volume { made, standby, ..Volume::default() });
     }
 
-    fn target(&mut self, object: &Value) {
+    pub(super) fn target(&mut self, object: &Value) {
         self.has_target |= text(object, "/spec/backupTargetURL").is_some();
     }
 
-    fn backup(&mut self, object: &Value) {
+    pub(super) fn backup(&mut self, object: &Value) {
         let name = text(object, "/status/volumeName")
             .or_else(|| text(object, "/metadata/labels/backup-volume"));
         let Some(volume) = name.and_then(|name| self.volumes.get_mut(name)) else { return };

@@ -344,9 +344,9 @@ fn keep(host: &Host, path: &Path, text: &str) -> io::Result<()> {
     kept
 }
 
-/// A moment in Unix seconds.
+/// A moment in Unix seconds. A date can be printed up to the year 9999 only; a garbled superblock may say more.
 pub(super) fn moment(seconds: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds)
+    UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
 }
 
 #[cfg(test)]

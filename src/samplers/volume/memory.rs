@@ -121,7 +121,7 @@ impl Memory {
         if why.is_some() {
             entry.reformatted = Some(seen.created.unwrap_or(now));
         } else if let (Some(then), Some(created)) = (entry.reformatted, seen.created)
-            && created + SAME < then
+            && created.saturating_add(SAME) < then
         {
             // The filesystem of before is back, as after a restore.
             entry.reformatted = None;
@@ -129,7 +129,7 @@ impl Memory {
         if entry.first_seen == 0 {
             entry.first_seen = now;
         }
-        if now >= entry.last_seen + DAY || now < entry.last_seen {
+        if now >= entry.last_seen.saturating_add(DAY) || now < entry.last_seen {
             entry.last_seen = now;
         }
         entry.listed |= seen.volume_made.is_some();
@@ -147,7 +147,7 @@ impl Memory {
     pub(super) fn forget(&mut self, listed: Option<&dyn Fn(&str) -> bool>, now: u64) {
         self.volumes.retain(|name, entry| {
             let gone = entry.listed && listed.is_some_and(|listed| !listed(name));
-            !gone && entry.last_seen + FORGET > now
+            !gone && entry.last_seen.saturating_add(FORGET) > now
         });
         self.trim();
     }
@@ -179,18 +179,20 @@ fn why(entry: &Entry, seen: &Sighting) -> Option<Why> {
         (Some(a), Some(b)) if b < a => Some(false),
         (Some(a), Some(b)) => {
             let uuids = entry.uuid.as_ref().zip(seen.uuid.as_ref());
-            Some(uuids.map_or(b > a + YOUNGER, |(a, b)| a != b))
+            Some(uuids.map_or(b > a.saturating_add(YOUNGER), |(a, b)| a != b))
         }
         _ => entry.uuid.as_ref().zip(seen.uuid.as_ref()).map(|(a, b)| a != b),
     };
-    let after_first_sight =
-        || entry.first_seen > 0 && created.is_some_and(|made| made > entry.first_seen + YOUNGER);
+    let after_first_sight = || {
+        entry.first_seen > 0
+            && created.is_some_and(|made| made > entry.first_seen.saturating_add(YOUNGER))
+    };
     if before.unwrap_or_else(after_first_sight) {
         return Some(Why::Remembered);
     }
     let created = created?;
-    let backed_up = seen.backed_up.filter(|backup| created > backup + YOUNGER);
-    let staged = seen.staged.filter(|staged| created > staged + STAGED);
+    let backed_up = seen.backed_up.filter(|backup| created > backup.saturating_add(YOUNGER));
+    let staged = seen.staged.filter(|staged| created > staged.saturating_add(STAGED));
     backed_up.map(Why::BackedUp).or_else(|| staged.map(Why::Staged))
 }
 
@@ -322,6 +324,19 @@ mod tests {
         let newer = Memory::parse(br#"{"version":2,"volumes":{}}"#).unwrap_err();
         assert_eq!(newer, "version 2 is not known");
         assert!(Memory::parse(br#"{"version":1,"volumes":{"v":{"first_seen":1}}}"#).is_ok());
+    }
+
+    #[test]
+    fn times_that_nobody_can_have_seen_are_survived_and_made_good_by_the_next_look() {
+        let end = u64::MAX;
+        let state = format!(
+            r#"{{"version":1,"volumes":{{"v":{{"created":{end},"first_seen":{end},"last_seen":{end},"reformatted":{end}}}}}}}"#
+        );
+        let mut memory = Memory::parse(state.as_bytes()).unwrap();
+        memory.forget(None, T);
+        let backed_up = Sighting { backed_up: Some(end), staged: Some(end), ..seen("a", T) };
+        memory.see("v", &backed_up, T + 5);
+        assert_eq!(memory.entry("v").unwrap().last_seen, T + 5);
     }
 
     #[test]

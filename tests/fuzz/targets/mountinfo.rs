@@ -1,0 +1,7 @@
+//! Mounts.
+#![no_main]
+
+use controlplane_exporter::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(init: fuzzing::write_seeds("mountinfo"), |bytes: &[u8]| fuzzing::mountinfo(bytes));
