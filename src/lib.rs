@@ -25,6 +25,7 @@ pub mod etcd;
 pub mod history;
 pub mod host;
 pub mod inspect;
+pub mod log;
 pub mod member;
 pub mod metric;
 pub mod quiet;
