@@ -50,7 +50,7 @@ impl Queue {
         let (written, is_written) = channel();
         if self.jobs.try_send(Job::Flush(written)).is_ok() {
             // A reader that hangs does not keep the agent from ending.
-            drop(is_written.recv_timeout(LAST));
+            is_written.recv_timeout(LAST).ok();
         }
     }
 }
@@ -77,7 +77,9 @@ fn write_all(mut out: impl Write, jobs: &Receiver<Job>, lost: &AtomicU64) {
                 }
             }
             // Whoever asked may have given up.
-            Job::Flush(written) => _ = written.send(()).ok(),
+            Job::Flush(written) => {
+                written.send(()).ok();
+            }
         }
     }
 }
