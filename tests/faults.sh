@@ -2,7 +2,7 @@
 # Makes every fault of the matrix, one after the other, and writes docs/reliability.md from what was measured.
 #
 #   tests/faults.sh                  all of them
-#   tests/faults.sh etcd disk::a     those with such names; the page is not written then
+#   tests/faults.sh disk web::ten    those whose names begin so; the page is not written then
 set -uo pipefail
 cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
@@ -12,13 +12,14 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 from=$SECONDS failed=0
 cargo test --locked --test it --no-run || exit 1
+it=$(cargo test --locked --test it --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
 names=("$@")
 if [ $# = 0 ]; then names=(""); fi
 for name in "${names[@]}"; do
   # What shares a loaded machine with real daemons gets a second try, which the page shows.
   while read -r test; do
     for try in 1 2; do
-      if cargo test --quiet --locked --test it -- --exact "$test" --include-ignored --nocapture 2>&1 |
+      if "$it" --exact "$test" --include-ignored --nocapture 2>&1 < /dev/null |
         tee /dev/stderr | sed -n "s/^.*fault: |\(.*\)$/$test $try |\1/p" > "$log.one" &&
         [ -s "$log.one" ]; then
         cat "$log.one" >> "$log"
@@ -27,7 +28,7 @@ for name in "${names[@]}"; do
       echo "== $test failed at try $try" >&2
       if [ $try = 2 ]; then failed=$((failed + 1)); fi
     done
-  done < <(cargo test --quiet --locked --test it -- --list "faults::$name" 2>/dev/null | sed -n 's/: test$//p')
+  done < <("$it" --list "faults::$name" | sed -n 's/: test$//p')
 done
 rm -f "$log.one"
 rows=$(wc -l < "$log") again=$(grep -c '^[^ ]* 2 |' "$log")

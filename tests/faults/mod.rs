@@ -108,7 +108,10 @@ impl Seen {
     }
 
     fn compare(&mut self, scrape: &Scrape) {
-        let born = scrape.sum("process_start_time_seconds", &[]).to_bits();
+        // A process that has just begun does not say yet since when it lives.
+        let Some(born) = scrape.value("process_start_time_seconds", &[]).map(f64::to_bits) else {
+            return;
+        };
         if born != self.born {
             self.counters.clear();
             self.born = born;

@@ -41,7 +41,11 @@ fn a_hundred_reloads_in_a_row_lose_no_sampler_and_no_count() {
     watch.fault("SIGHUP during runs, each with other intervals", || {
         for i in 0..100 {
             let interval = if i % 2 == 0 { "250ms" } else { "200ms" };
-            agent.write_config(&BUSY.replace("200ms", interval).replace("1s", "900ms"));
+            // In one step: half of a file can be a valid one, in which something is missing.
+            let new = agent.config_file().with_extension("new");
+            let text = BUSY.replace("200ms", interval).replace("1s", "900ms");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, agent.config_file()).unwrap();
             agent.signal(Signal::HUP);
             std::thread::sleep(SECOND / 20);
         }
