@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use controlplane_exporter as agent;
 use controlplane_exporter::check;
 use controlplane_exporter::config::{self, Config, Flags, LogFormat, LogLevel};
+use controlplane_exporter::log::{FlushAtEnd, Queue};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -335,7 +336,7 @@ fn inspect(config: &Config) -> anyhow::Result<()> {
 }
 
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
-    start_log(&config.log);
+    let _log = start_log(&config.log)?;
     log_panics();
     let passed = passed_sockets()?;
     let runtime = runtime()?;
@@ -424,7 +425,8 @@ fn listen_for_checks(path: &std::path::Path) -> Option<agent::web::socket::Socke
     }
 }
 
-fn start_log(log: &config::Log) {
+/// From here on events are lines of the log; what is returned writes the last of them when it is dropped.
+fn start_log(log: &config::Log) -> anyhow::Result<FlushAtEnd> {
     let level = match log.level {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Info => tracing::Level::INFO,
@@ -436,16 +438,17 @@ fn start_log(log: &config::Log) {
         .with_target("controlplane_exporter", level)
         .with_default(tracing::Level::WARN.min(level));
     let registry = tracing_subscriber::registry().with(filter);
+    let queue = Queue::start(io::stderr()).context("starting the log")?;
+    let out = queue.clone();
     match log.format {
         LogFormat::Logfmt => {
-            registry.with(tracing_logfmt::builder().layer().with_writer(io::stderr)).init();
+            registry.with(tracing_logfmt::builder().layer().with_writer(out)).init();
         }
         LogFormat::Json => registry
-            .with(
-                tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr),
-            )
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(out))
             .init(),
     }
+    Ok(FlushAtEnd(queue))
 }
 
 /// A panic is a line of the log like any other, in the log's format.

@@ -63,18 +63,20 @@ impl Scheduler {
             if self.tasks.get(name).is_some_and(|task| task.inputs == inputs) {
                 continue;
             }
+            // It is built while the one before is still there: what that one has counted ends with it.
+            let built = options.map(|options| (options, (def.build)(options, host)));
             let before = self.tasks.remove(name).map(|task| {
                 // A receiver that is gone has ended already.
                 task.stop.send_replace(true);
                 task.handle
             });
-            let Some(options) = options else {
+            let Some((options, built)) = built else {
                 self.store.remove(name);
                 let why = format!("switched off by `{name}.enabled: false`");
                 self.store.statuses().rests(name, State::Off, &why);
                 continue;
             };
-            match (def.build)(options, host) {
+            match built {
                 Ok(Build::Run(driver)) => {
                     self.store.statuses().runs(name, options.interval);
                     let (stop, stopped) = watch::channel(false);

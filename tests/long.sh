@@ -47,7 +47,7 @@ month() { MONTH=1 cargo test --locked --test it -- weeks_of_a_healthy_cluster_pa
 # The optimised binary: memory is what is measured.
 flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
 
-all=(polls month fuzz static flood incidents)
+all=(polls month fuzz static flood faults incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
@@ -60,6 +60,7 @@ for name in "${parts[@]}"; do
         part static "the static binary built in two folders, and for aarch64" tests/reproducible.sh || failed=1
       ;;
     flood) part flood "100,000 lines a second offered to journald for a minute, followed by the agent" flood ;;
+    faults) part faults "each fault of the matrix: [reliability.md](reliability.md)" tests/faults.sh ;;
     incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" tests/incidents.sh ;;
     *) echo "usage: tests/long.sh [${all[*]}]" >&2; exit 2 ;;
   esac

@@ -41,6 +41,7 @@ PACKAGES=(
   e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
   iproute2 strace procps
   openssl curl                                   # other people's TLS
+  libfaketime                                    # an agent whose clock jumps by years
   crun unzip                                     # pods as the chart asks for them
   chromium fonts-dejavu-core                     # draws pages
   nagios-nrpe-server nagios-nrpe-plugin icinga2-bin    # monitoring systems that run the check

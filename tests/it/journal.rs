@@ -23,9 +23,9 @@ const REPORTED: &str = "controlplane_journal_reported_seconds";
 const LIMIT: Duration = Duration::from_secs(20);
 const UNIT: &str = "k3s.service";
 /// What a failing etcd says, once.
-const SLOW: &str =
+pub(crate) const SLOW: &str =
     r#"{"level":"warn","msg":"slow fdatasync","took":"1.2s","expected-duration":"1s"}"#;
-const SIGNATURE: &str = "etcd_slow_fdatasync";
+pub(crate) const SIGNATURE: &str = "etcd_slow_fdatasync";
 
 /// A unit `k3s.service` that logs whatever is appended to a file.
 pub(crate) struct Node {
@@ -40,7 +40,7 @@ impl Node {
     }
 
     /// `limits` are lines of journald's configuration.
-    fn with(limits: &str) -> Self {
+    pub(crate) fn with(limits: &str) -> Self {
         let container = Container::boot();
         let memory =
             tempfile::Builder::new().prefix(lab::TEMP_PREFIX).tempdir_in("/dev/shm").unwrap();
@@ -56,9 +56,19 @@ impl Node {
             "[Service]\nRestart=always\nRestartSec=200ms\nExecStart=/usr/bin/tail -q -n 0 -F /run/said\n",
         );
         node.container.systemctl(&["start", UNIT]);
-        let listens = "until ls -l /proc/$(systemctl show -P MainPID k3s.service)/fd | grep -q said; do sleep 0.1; done";
-        assert!(node.container.exec(&["sh", "-c", listens]).status.success());
+        node.wait_for_unit();
         node
+    }
+
+    /// Starts the unit again, and waits until it logs what is said.
+    pub(crate) fn restart_unit(&self) {
+        self.container.systemctl(&["restart", UNIT]);
+        self.wait_for_unit();
+    }
+
+    fn wait_for_unit(&self) {
+        let listens = "until ls -l /proc/$(systemctl show -P MainPID k3s.service)/fd | grep -q said; do sleep 0.1; done";
+        assert!(self.container.exec(&["sh", "-c", listens]).status.success());
     }
 
     fn said(&self) -> PathBuf {
@@ -84,13 +94,13 @@ impl Node {
         }
     }
 
-    fn agent(&self) -> Agent {
+    pub(crate) fn agent(&self) -> Agent {
         Agent::start_with(self.options(""))
     }
 
     /// Says a line, and waits until it counts.
     #[track_caller]
-    fn is_heard(&self, agent: &Agent, what: &str) {
+    pub(crate) fn is_heard(&self, agent: &Agent, what: &str) {
         let before = count(&agent.scrape(), SIGNATURE);
         self.say(SLOW.as_bytes());
         agent.wait_until(what, EVENTS, LIMIT, |scrape| count(scrape, SIGNATURE) >= before + 1.0);
@@ -100,7 +110,8 @@ impl Node {
     }
 }
 
-fn count(scrape: &Scrape, signature: &str) -> f64 {
+/// How many lines of this signature have been counted.
+pub(crate) fn count(scrape: &Scrape, signature: &str) -> f64 {
     scrape.sum(EVENTS, &[("signature", signature)])
 }
 

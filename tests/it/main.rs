@@ -21,6 +21,8 @@ mod demo;
 mod dqlite;
 mod etcd;
 mod etcd_snapshot;
+#[path = "../faults/mod.rs"]
+mod faults;
 mod fdatasync;
 mod filesystem;
 mod golden;
