@@ -8,6 +8,8 @@
 //! Each test prints one line for the table of docs/reliability.md, which `tests/faults.sh` writes. The short ones run
 //! with all other tests; the others take longer, and only that script runs them.
 
+#![expect(clippy::float_cmp, reason = "counts and states are whole numbers")]
+
 mod datastore;
 mod disk;
 mod node;
@@ -104,7 +106,7 @@ struct Seen {
 
 impl Seen {
     fn is_silent(&self) -> bool {
-        self.silence % 2 == 1
+        !self.silence.is_multiple_of(2)
     }
 
     fn compare(&mut self, scrape: &Scrape) {

@@ -111,11 +111,11 @@ fn member(number: usize) -> Vec<u8> {
         fields.extend(varint(text.len() as u64));
         fields.extend(text.as_bytes());
     };
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         text(0x12, &format!("noise-{number}"));
     }
     text(0x1a, &format!("http://{host}:2380"));
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         text(0x22, &format!("http://{host}:2379"));
     }
     fields.extend([0x28, 1]);
@@ -125,10 +125,10 @@ fn member(number: usize) -> Vec<u8> {
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {
-        bytes.push((value & 0x7f) as u8 | 0x80);
+        bytes.push(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    bytes.push(value as u8);
+    bytes.push(value.to_le_bytes()[0]);
     bytes
 }
 
