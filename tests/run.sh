@@ -28,9 +28,9 @@ group() {
 }
 
 lint() {
-  group 1 fmt cargo fmt --check
+  group 1 fmt cargo fmt --all --check
   group 1 fmt-samplers cargo fmt --check -- src/samplers/*.rs
-  group 1 clippy cargo clippy --locked --all-targets -- -D warnings
+  group 1 clippy cargo clippy --locked --workspace --all-targets -- -D warnings
   group 1 deny "$cache/cargo-deny/bin/cargo-deny" --log-level error check bans licenses sources
 }
 
@@ -44,6 +44,7 @@ case ${1:-all} in
     mkdir -p target "$cache/static"
     if [ ! -e target/static ]; then ln -s "$cache/static" target/static; fi
     group 1 static deploy/package.sh static
+    group 1 instructions benches/instructions.sh
     for module in $(sed -n 's/^mod \([a-z_]*\);$/\1/p' tests/it/main.rs); do
       if [ "$module" != lab ]; then group 2 "it $module" cargo test --locked --test it -- "$module::"; fi
     done
