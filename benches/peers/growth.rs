@@ -352,7 +352,7 @@ fn report(rows: &[Row], orphans: &[Orphans], load_before: &str) {
         .iter()
         .map(|row| {
             vec![
-                format!("{} {}", report::short(row.size as f64), row.what),
+                format!("{} {}", row.size, row.what),
                 row.series.to_string(),
                 time(row.scrape),
                 mib(row.rss),

@@ -77,7 +77,7 @@ pub(crate) fn memory(pid: u32) -> Memory {
     Memory {
         rss: of(pid, "Rss:"),
         pss: of(pid, "Pss:"),
-        children_pss: tree(pid).into_iter().skip(1).map(|pid| of(pid, "Pss:")).sum(),
+        children_pss: tree(pid).into_iter().skip(1).fold(0.0, |sum, pid| sum + of(pid, "Pss:")),
     }
 }
 

@@ -12,7 +12,7 @@ use controlplane_exporter::config::Config;
 use controlplane_exporter::host::Host;
 use controlplane_exporter::metric::Kind;
 use controlplane_exporter::sample::Batch;
-use controlplane_exporter::sampler::{BlockingSampler as _, Build, Driver};
+use controlplane_exporter::sampler::{Build, Driver};
 use controlplane_exporter::samplers;
 use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
@@ -70,7 +70,7 @@ fn kernel_log(units: usize) -> Result<usize, Box<dyn Error>> {
     }
     std::fs::write(root.join("dev/kmsg"), log)?;
     let def = samplers::find("kernel").ok_or("no sampler")?;
-    let options = Config::defaults().samplers["kernel"].clone()?;
+    let options = Config::defaults().samplers["kernel"].clone().ok_or("no options")?;
     let Ok(Build::Run(Driver::Blocking(mut sampler))) = (def.build)(&options, &Host::at(&root))
     else {
         return Err("the sampler does not run on a thread".into());
