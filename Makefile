@@ -73,7 +73,7 @@ image: ## Build the container image with buildah, without a daemon or a registry
 	@tests/setup.sh image
 	deploy/package.sh image
 
-bench: setup ## Time the hot paths, measure against peers and write the tables of docs/performance.md (as root; 20 minutes)
+bench: setup ## Time the hot paths, measure against peers and write the tables of docs/performance.md (as root)
 	@mkdir -p target "$(CACHE)/static"; [ -e target/static ] || ln -s "$(CACHE)/static" target/static
 	deploy/package.sh static
 	cargo bench --locked

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Counts the instructions of fixed work in the optimised static build and compares them with benches/instructions.txt.
-# Time is too noisy to be a gate; instructions are the same within a thousandth, whatever else the machine does.
+# Time is too noisy to be a gate; instructions are the same within half a percent, whatever else the machine does.
 #
 #   benches/instructions.sh          a table; fails when a count has grown by more than 5 %
 #   benches/instructions.sh update   writes benches/instructions.txt anew
@@ -10,6 +10,7 @@ file=benches/instructions.txt
 tolerance=5
 triple=x86_64-unknown-linux-musl
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
+[ "${1:-}" = update ] || [ -e $file ] || { echo "instructions.sh: no $file; benches/instructions.sh update writes it" >&2; exit 1; }
 [ "$(uname -m)" = x86_64 ] || { echo "instructions.sh: the committed counts are of x86_64" >&2; exit 1; }
 
 deploy/package.sh instructions
@@ -33,7 +34,7 @@ count() {
   echo $(((more - less) / ($3 - $2)))
 }
 
-works='encode-text encode-openmetrics encode-protobuf encode-text-gzip kernel-log signatures'
+works='encode-text encode-openmetrics encode-protobuf encode-text-gzip signatures'
 # On as many cores as there are.
 export -f collected count
 export out binary

@@ -44,7 +44,6 @@ case ${1:-all} in
     mkdir -p target "$cache/static"
     if [ ! -e target/static ]; then ln -s "$cache/static" target/static; fi
     group 1 static deploy/package.sh static
-    group 1 instructions benches/instructions.sh
     for module in $(sed -n 's/^mod \([a-z_]*\);$/\1/p' tests/it/main.rs); do
       if [ "$module" != lab ]; then group 2 "it $module" cargo test --locked --test it -- "$module::"; fi
     done

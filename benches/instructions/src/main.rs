@@ -8,17 +8,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use controlplane_exporter::config::Config;
-use controlplane_exporter::host::Host;
 use controlplane_exporter::metric::Kind;
 use controlplane_exporter::sample::Batch;
-use controlplane_exporter::sampler::{Build, Driver};
 use controlplane_exporter::samplers;
 use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
 use prometheus_client::registry::Registry;
 
-/// Records of the kernel's log and lines of a journal in a unit of work.
+/// Lines of a journal in a unit of work.
 const LINES: usize = 1000;
 
 /// A registry with four series of every metric, which is more than a real node has.
@@ -50,35 +47,6 @@ fn encode(format: Format, gzip: bool, units: usize) -> Result<usize, Box<dyn Err
         bytes += black_box(render(&registry, format, gzip)?).len();
     }
     Ok(bytes)
-}
-
-/// Reads a kernel log from its beginning, as an agent does that starts.
-fn kernel_log(units: usize) -> Result<usize, Box<dyn Error>> {
-    let root = std::env::temp_dir().join(format!("controlplane-exporter-{}", std::process::id()));
-    std::fs::create_dir_all(root.join("dev"))?;
-    let mut log = String::new();
-    for i in 0..units * LINES {
-        // One line in ten is an error, the others are what a busy node prints.
-        let text = match i % 10 {
-            0 => {
-                "I/O error, dev sda, sector 2048 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 2"
-            }
-            5 => "EXT4-fs (sda1): mounted filesystem with ordered data mode. Quota mode: none.",
-            _ => "IPv6: ADDRCONF(NETDEV_CHANGE): vethd8dcbcc6: link becomes ready",
-        };
-        writeln!(log, "6,{},{},-;{text}", i + 1_000_000, (i + 1_000_000) * 1000)?;
-    }
-    std::fs::write(root.join("dev/kmsg"), log)?;
-    let def = samplers::find("kernel").ok_or("no sampler")?;
-    let options = Config::defaults().samplers["kernel"].clone().ok_or("no options")?;
-    let Ok(Build::Run(Driver::Blocking(mut sampler))) = (def.build)(&options, &Host::at(&root))
-    else {
-        return Err("the sampler does not run on a thread".into());
-    };
-    let mut out = Batch::default();
-    sampler.sample(&mut out)?;
-    std::fs::remove_dir_all(&root)?;
-    Ok(out.all().len())
 }
 
 /// Looks through lines of which one in ten means something, or looks as if it did.
@@ -114,7 +82,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         "encode-openmetrics" => encode(Format::OpenMetrics, false, units),
         "encode-protobuf" => encode(Format::Protobuf, false, units),
         "encode-text-gzip" => encode(Format::Text, true, units),
-        "kernel-log" => kernel_log(units),
         "signatures" => signatures(units),
         _ => Err(format!("no work {work:?}").into()),
     }?;
