@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 OPTIONS ?=
 ARCH ?= x86_64
+CACHE := $(or $(CONTROLPLANE_EXPORTER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/controlplane-exporter-tests)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
@@ -72,5 +73,7 @@ image: ## Build the container image with buildah, without a daemon or a registry
 	@tests/setup.sh image
 	deploy/package.sh image
 
-bench: setup-build ## Time the hot paths
+bench: setup ## Time the hot paths, measure against peers and write the tables of docs/performance.md (as root)
+	@mkdir -p target "$(CACHE)/static"; [ -e target/static ] || ln -s "$(CACHE)/static" target/static
+	deploy/package.sh static
 	cargo bench --locked

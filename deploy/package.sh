@@ -7,6 +7,7 @@
 #   deploy/package.sh deb     [ARCH]    target/dist/controlplane-exporter_VERSION-1_{amd64,arm64}.deb
 #   deploy/package.sh sbom    [ARCH]    target/dist/controlplane-exporter-VERSION.linux-….cdx.json
 #   deploy/package.sh image             a container image in buildah's storage, and its size
+#   deploy/package.sh instructions      what benches/instructions.sh measures
 #
 # ARCH is x86_64 (as without it) or aarch64; the latter is cross-compiled. All of them use the one static build, and
 # with NO_BUILD=1 take it as it is.
@@ -35,8 +36,7 @@ unset SOURCE_DATE_EPOCH
 # No path of this machine gets into the binary: sources, the registry's copies and generated files are
 # given names of their own. The toolchain's wrapper does it, because cargo would take the flag into the
 # names of all symbols.
-static() {
-  if [ -n "${NO_BUILD:-}" ] && [ -x "$binary" ]; then return; fi
+compile() {
   local tools=$cache/toolchain upper
   upper=$(tr '[:lower:]-' '[:upper:]_' <<< "$triple")
   [ -d "$tools" ] || { echo "package.sh: run tests/setup.sh static $arch" >&2; exit 1; }
@@ -45,9 +45,17 @@ static() {
     "CARGO_TARGET_${upper}_RUSTFLAGS=-Clink-self-contained=no -Ctarget-feature=+crt-static" \
     RUSTC="$tools/bin/rustc" CARGO_TARGET_DIR="$target" \
     REMAP="$root=. ${CARGO_HOME:-$HOME/.cargo}=/cargo $target=target" \
-    cargo build --locked --release --target "$triple" --bin $name
+    cargo build --locked --release --target "$triple" "$@"
+}
+
+static() {
+  if [ -n "${NO_BUILD:-}" ] && [ -x "$binary" ]; then return; fi
+  compile --bin $name
   ls -l "$binary"
 }
+
+# The program that benches/instructions.sh measures, with the library of the static build.
+instructions() { compile --package $name-instructions; }
 
 # One list of what the binary is linked from, without what only tests and builds on other targets use.
 sbom() {
@@ -57,7 +65,8 @@ sbom() {
     --no-build-deps --target "$triple" --override-filename "$folder.cdx"
   # It names its own folder; here as elsewhere no path of this machine is shipped.
   sed "s#path+file://$root#path+file:///$name#g" "$root/$folder.cdx.json" > "$dist/$folder.cdx.json"
-  rm "$root/$folder.cdx.json"
+  # It writes one for every package of the workspace.
+  rm -f "$root/$folder.cdx.json" "$root/benches/instructions/$folder.cdx.json"
   echo "$dist/$folder.cdx.json"
 }
 
@@ -102,6 +111,6 @@ image() {
 }
 
 case ${1:-} in
-  static | sbom | tarball | deb | image) "$1" ;;
-  *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | head -n 12; exit 2 ;;
+  static | sbom | tarball | deb | image | instructions) "$1" ;;
+  *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | head -n 13; exit 2 ;;
 esac

@@ -28,9 +28,9 @@ group() {
 }
 
 lint() {
-  group 1 fmt cargo fmt --check
+  group 1 fmt cargo fmt --all --check
   group 1 fmt-samplers cargo fmt --check -- src/samplers/*.rs
-  group 1 clippy cargo clippy --locked --all-targets -- -D warnings
+  group 1 clippy cargo clippy --locked --workspace --all-targets -- -D warnings
   group 1 deny "$cache/cargo-deny/bin/cargo-deny" --log-level error check bans licenses sources
 }
 

@@ -44,6 +44,8 @@ PACKAGES=(
   libfaketime                                    # an agent whose clock jumps by years
   crun unzip                                     # pods as the chart asks for them
   chromium fonts-dejavu-core                     # draws pages
+  valgrind                                       # counts instructions
+  fio prometheus-process-exporter                # what the benchmark compares with
   nagios-nrpe-server nagios-nrpe-plugin icinga2-bin    # monitoring systems that run the check
 )
 STATIC_PACKAGES=(

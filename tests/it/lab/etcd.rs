@@ -401,7 +401,8 @@ impl Cluster {
         })
     }
 
-    async fn connect(&self, i: usize) -> Result<Client, String> {
+    /// A client of member `i` alone.
+    pub(crate) async fn connect(&self, i: usize) -> Result<Client, String> {
         connect(self.target(i)).await
     }
 
