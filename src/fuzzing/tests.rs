@@ -65,7 +65,9 @@ fn survives((name, run): &Target) {
         assert!(done.is_ok(), "{name} fails with b\"{}\"", input.escape_ascii());
     };
     check(b"");
-    seeds.iter().for_each(|seed| check(seed));
+    for seed in &seeds {
+        check(seed);
+    }
     let runs = std::env::var("FUZZING_RUNS").ok().and_then(|runs| runs.parse().ok());
     let mut random = fastrand::Rng::with_seed(0x0c0f_fee0);
     for _ in 0..runs.unwrap_or(RUNS) {

@@ -43,7 +43,10 @@ pub(super) fn section(file: File) -> io::Result<Option<Vec<u8>>> {
         let Ok(program) = ElfFile64::<LittleEndian, _>::parse(&cache) else { return Ok(None) };
         program.section_by_name(".go.buildinfo").and_then(|found| found.file_range())
     };
-    let Some((start, length)) = range else { return Ok(None) };
+    // A damaged header may name a place that no file has.
+    let Some((start, length)) = range.filter(|(start, _)| i64::try_from(*start).is_ok()) else {
+        return Ok(None);
+    };
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
     file.take(length.min(MAX_SECTION)).read_to_end(&mut bytes)?;
@@ -118,6 +121,14 @@ mod tests {
         }
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(linked_in(&own, K3S), None);
+    }
+
+    #[test]
+    fn a_section_beyond_the_end_of_any_file_tells_nothing() {
+        let mut program = PROGRAM.to_vec();
+        // The place of the section, in its header.
+        program[0x1238..0x1240].fill(0xff);
+        assert_eq!(linked_in(&program, K3S), None);
     }
 
     #[test]

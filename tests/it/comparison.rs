@@ -64,9 +64,9 @@ fn a_sector_that_cannot_be_read_is_a_read_for_node_exporter_and_an_error_for_the
         let now = errors(&agent.scrape());
         if now > ours { Ok(()) } else { Err(format!("{now}")) }
     });
-    println!("comparison: agent: error of {name} after {:.1} s", started.elapsed().as_secs_f64());
+    eprintln!("comparison: agent: error of {name} after {:.1} s", started.elapsed().as_secs_f64());
     let after = moved(&before, &figures(&node, &name));
-    println!("comparison: node_exporter moved: {after:?}");
+    eprintln!("comparison: node_exporter moved: {after:?}");
     assert!(after.iter().all(|figure| !figure.contains("error")), "{after:?}");
     disk.restore();
 }
@@ -92,7 +92,7 @@ fn writes_that_are_slow_or_fail_are_writes_for_node_exporter_and_errors_for_the_
     disk.set_delay(SECOND / 2);
     let started = Instant::now();
     assert!(write().status.success());
-    println!(
+    eprintln!(
         "comparison: a sync of {:.1} s: node_exporter moved: {:?}",
         started.elapsed().as_secs_f64(),
         moved(&before, &figures(&node, &name))
@@ -106,16 +106,16 @@ fn writes_that_are_slow_or_fail_are_writes_for_node_exporter_and_errors_for_the_
     agent.wait_until("the error", "controlplane_kernel_io_errors_total", 15 * SECOND, |scrape| {
         scrape.sum("controlplane_kernel_io_errors_total", &labels) >= 1.0
     });
-    println!(
+    eprintln!(
         "comparison: agent: failed writes of {name} after {:.1} s",
         started.elapsed().as_secs_f64()
     );
     std::thread::sleep(2 * SECOND);
     let after = moved(&before, &figures(&node, &name));
-    println!("comparison: failing writes: node_exporter moved: {after:?}");
+    eprintln!("comparison: failing writes: node_exporter moved: {after:?}");
     assert!(after.iter().all(|figure| !figure.contains("error")), "{after:?}");
     let readonly = figures(&node, &name).get("node_filesystem_readonly").copied();
-    println!("comparison: node_filesystem_readonly is {readonly:?}");
+    eprintln!("comparison: node_filesystem_readonly is {readonly:?}");
     disk.release();
 }
 
@@ -143,9 +143,12 @@ fn the_patterns_of_node_problem_detector_on_the_lines_that_kernels_have_written(
         *fits += u32::from(rules.iter().any(|(_, pattern)| pattern.is_match(line)));
     }
     let (fits, seen) = all.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    println!("comparison: node-problem-detector: {} rules fit {fits} of {seen} lines", rules.len());
+    eprintln!(
+        "comparison: node-problem-detector: {} rules fit {fits} of {seen} lines",
+        rules.len()
+    );
     for (id, (fits, seen)) in all.iter().filter(|(_, (fits, _))| *fits > 0) {
-        println!("comparison: {id}: {fits} of {seen}");
+        eprintln!("comparison: {id}: {fits} of {seen}");
     }
     let i1 = "I/O error, dev sda, sector 1198032 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2";
     let by: Vec<_> = rules
@@ -153,6 +156,6 @@ fn the_patterns_of_node_problem_detector_on_the_lines_that_kernels_have_written(
         .filter(|(_, pattern)| pattern.is_match(i1))
         .map(|(reason, _)| reason)
         .collect();
-    println!("comparison: the line of I1: {by:?}");
+    eprintln!("comparison: the line of I1: {by:?}");
     assert!(seen > 100);
 }
