@@ -34,7 +34,7 @@ count() {
   echo $(((more - less) / ($3 - $2)))
 }
 
-works='encode-text encode-openmetrics encode-protobuf encode-text-gzip signatures'
+works='encode-text encode-openmetrics encode-protobuf encode-text-gzip kernel-log signatures'
 # On as many cores as there are.
 export -f collected count
 export out binary

@@ -170,6 +170,22 @@ static CLASSIFIER: LazyLock<Result<Classifier, regex::Error>> = LazyLock::new(Cl
 /// reads the ring again when it is built anew.
 static EVENTS_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
 
+/// Reads records of the kernel's log, one a line; returns how many lines of their texts mean something. For measuring.
+///
+/// # Errors
+///
+/// When the table cannot be compiled, or a line is no record.
+pub fn count(records: &[u8]) -> Result<usize, SampleError> {
+    let wrong = |what: String| SampleError::parse("/dev/kmsg", what);
+    let classifier = CLASSIFIER.as_ref().map_err(|error| wrong(error.to_string()))?;
+    let mut hits = 0;
+    for bytes in records.split(|byte| *byte == b'\n').filter(|bytes| !bytes.is_empty()) {
+        let record = record::parse(bytes).map_err(|error| wrong(error.to_string()))?;
+        hits += classifier.classify(&record.text).len();
+    }
+    Ok(hits)
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Options {

@@ -15,7 +15,7 @@ use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
 use prometheus_client::registry::Registry;
 
-/// Lines of a journal in a unit of work.
+/// Lines of a log in a unit of work.
 const LINES: usize = 1000;
 
 /// A registry with four series of every metric, which is more than a real node has.
@@ -47,6 +47,21 @@ fn encode(format: Format, gzip: bool, units: usize) -> Result<usize, Box<dyn Err
         bytes += black_box(render(&registry, format, gzip)?).len();
     }
     Ok(bytes)
+}
+
+/// Reads records of the kernel's log, of which all mean something or look as if they did.
+fn kernel_log(units: usize) -> Result<usize, Box<dyn Error>> {
+    let samples = include_str!("../../../tests/data/kmsg-samples.jsonl");
+    let mut texts = Vec::new();
+    for line in samples.lines() {
+        let sample: serde_json::Value = serde_json::from_str(line)?;
+        texts.extend(sample["line"].as_str().map(|line| line.replace('\n', "\\x0a")));
+    }
+    let mut records = String::new();
+    for (n, text) in texts.iter().cycle().take(units * LINES).enumerate() {
+        writeln!(records, "6,{n},{n}000000,-;{text}")?;
+    }
+    Ok(samplers::kernel::count(records.as_bytes())?)
 }
 
 /// Looks through lines of which one in ten means something, or looks as if it did.
@@ -82,6 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "encode-openmetrics" => encode(Format::OpenMetrics, false, units),
         "encode-protobuf" => encode(Format::Protobuf, false, units),
         "encode-text-gzip" => encode(Format::Text, true, units),
+        "kernel-log" => kernel_log(units),
         "signatures" => signatures(units),
         _ => Err(format!("no work {work:?}").into()),
     }?;
