@@ -24,8 +24,7 @@ mod tally;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -79,7 +78,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     uses: |all| facts(all.datastore.as_ref().map(|place| (&place.chain, &place.disks))),
     build: |options, host| {
         let options: Options = options.parse()?;
-        let sampler = Kernel::new(&options, host, clock, Arc::clone(&EVENTS_TOLD))?;
+        let sampler = Kernel::new(&options, host, clock, Arc::clone(&COUNTED))?;
         Ok(Build::blocking(sampler))
     },
     cost: "5 µs a run that finds nothing new, 0.5 µs a record, 3 MB; one read of /dev/kmsg, and of \
@@ -166,9 +165,18 @@ static SUPPRESSED: Metric<0> = Metric::counter(
 /// The table of signatures, compiled by the first run.
 static CLASSIFIER: LazyLock<Result<Classifier, regex::Error>> = LazyLock::new(Classifier::new);
 
-/// The number after the last record whose events were handed on. It outlives the sampler, which
-/// reads the ring again when it is built anew.
-static EVENTS_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
+/// What was counted outlives the sampler: one that is built anew reads the ring again, in which the oldest records may have been
+/// written over since.
+static COUNTED: LazyLock<Arc<Mutex<Counted>>> = LazyLock::new(Arc::default);
+
+#[derive(Debug, Default)]
+struct Counted {
+    tally: Tally,
+    /// What decides which devices count: where it changes, the ring is counted anew.
+    devices: (Vec<String>, Vec<String>),
+    /// The number after the last record whose events were handed on.
+    told: u64,
+}
 
 /// Reads records of the kernel's log, one a line; returns how many lines of their texts mean something. For measuring.
 ///
@@ -242,16 +250,17 @@ struct Kernel {
     /// Whether the log is a plain file, written on a host that may have booted at another time.
     plain: bool,
     devices: Devices,
-    tally: Tally,
+    /// What `devices` was made of.
+    decides: (Vec<String>, Vec<String>),
+    /// See [`COUNTED`].
+    counted: Arc<Mutex<Counted>>,
     counts: sysfs::Counts,
     /// When `/sys` was last read.
-    counted: Option<Instant>,
+    looked: Option<Instant>,
     /// [`clock`], or a fixed one under test.
     clock: fn() -> Clock,
     /// When the ring was last read to its end.
     drained: Option<SystemTime>,
-    /// See [`EVENTS_TOLD`].
-    events_told: Arc<AtomicU64>,
     /// An event of the same kind and device is told once a minute.
     quiet: Quiet<(&'static str, Option<String>)>,
 }
@@ -261,7 +270,7 @@ impl Kernel {
         options: &Options,
         host: &Host,
         clock: fn() -> Clock,
-        events_told: Arc<AtomicU64>,
+        counted: Arc<Mutex<Counted>>,
     ) -> Result<Self, OptionsError> {
         let place = host.facts().datastore.as_ref();
         let datastore: Vec<String> = place
@@ -278,23 +287,22 @@ impl Kernel {
             path,
             plain: false,
             devices,
-            tally: Tally::default(),
+            decides: (options.ignore_devices.clone(), datastore),
+            counted,
             counts: sysfs::Counts::default(),
-            counted: None,
+            looked: None,
             clock,
             drained: None,
-            events_told,
             quiet: Quiet::default(),
         })
     }
 
-    fn open(&mut self) -> Result<(), SampleError> {
+    fn open(&mut self, counted: &mut Counted) -> Result<(), SampleError> {
         match self.log.open() {
             Ok(Opened::Same) => {}
             Ok(opened) => {
-                // Everything is read from the beginning, so everything is counted from zero.
-                self.tally = Tally::default();
                 self.plain = opened == Opened::Plain;
+                self.begin(counted);
                 self.drained = None;
             }
             Err(error) => {
@@ -303,6 +311,14 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Everything is read from the beginning. What the ring has shown before is known by its number, and not counted again.
+    fn begin(&self, counted: &mut Counted) {
+        if self.plain || counted.devices != self.decides {
+            counted.tally = Tally::default();
+            counted.devices.clone_from(&self.decides);
+        }
     }
 
     fn times(&self) -> Times {
@@ -316,7 +332,12 @@ impl Kernel {
     }
 
     /// Reads what is new in the log.
-    fn drain(&mut self, classifier: &Classifier, out: &mut Batch) -> Result<(), SampleError> {
+    fn drain(
+        &mut self,
+        classifier: &Classifier,
+        counted: &mut Counted,
+        out: &mut Batch,
+    ) -> Result<(), SampleError> {
         let times = self.times();
         let mut bad = Bad { path: &self.path, count: 0 };
         for _ in 0..RECORDS_PER_RUN {
@@ -342,39 +363,41 @@ impl Kernel {
                     continue;
                 }
             };
-            self.tally.sequence(record.sequence);
+            if !self.plain && counted.tally.knows(record.sequence) {
+                continue;
+            }
+            counted.tally.sequence(record.sequence);
             if record.facility != FACILITY_KERNEL && record.facility != FACILITY_DAEMON {
                 continue;
             }
             let time = times.of(record.micros);
             if record.facility == FACILITY_KERNEL {
-                record.text.lines().for_each(|line| self.tally.line(line));
+                record.text.lines().for_each(|line| counted.tally.line(line));
             }
             for (hit, line) in classifier.classify(&record.text) {
                 if !is_from(&record, &hit) || tally::is_ignored(&hit, &self.devices) {
                     continue;
                 }
-                self.tally.count(&hit, time);
-                let told = self.events_told.load(Ordering::Relaxed);
+                counted.tally.count(&hit, time);
                 if hit.severity >= Severity::Error
-                    && (self.plain || record.sequence >= told)
+                    && (self.plain || record.sequence >= counted.told)
                     && self.quiet.tells((hit.id, hit.device.clone()), time)
                 {
                     out.event(time, hit.id, describe(&record, &hit, line));
                 }
             }
             if !self.plain {
-                self.events_told.fetch_max(record.sequence.saturating_add(1), Ordering::Relaxed);
+                counted.told = counted.told.max(record.sequence.saturating_add(1));
             }
         }
         Ok(())
     }
 
-    fn push(&mut self, out: &mut Batch) {
-        self.tally.push(out);
-        if self.counted.is_none_or(|counted| counted.elapsed() >= SYSFS_INTERVAL) {
+    fn push(&mut self, tally: &mut Tally, out: &mut Batch) {
+        tally.push(out);
+        if self.looked.is_none_or(|looked| looked.elapsed() >= SYSFS_INTERVAL) {
             self.counts = sysfs::read(&self.host, &self.devices, MAX_DEVICES, out);
-            self.counted = Some(Instant::now());
+            self.looked = Some(Instant::now());
         }
         for (device, count) in &self.counts.scsi {
             out.push(&SCSI_ERRORS, [device], *count);
@@ -384,7 +407,7 @@ impl Kernel {
         }
         let damaged = self.counts.filesystems.iter().filter(|(_, count)| *count > 0);
         let damaged = damaged.map(|(device, _)| device.as_str());
-        let with_errors: BTreeSet<_> = self.tally.devices().chain(damaged).collect();
+        let with_errors: BTreeSet<_> = tally.devices().chain(damaged).collect();
         for device in with_errors {
             if let Some(holds) = self.devices.holds_datastore(device) {
                 out.push(&HOLDS_DATASTORE, [device], holds);
@@ -402,9 +425,11 @@ impl BlockingSampler for Kernel {
     fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         let classifier =
             CLASSIFIER.as_ref().map_err(|error| SampleError::parse("table.rs", error))?;
-        self.open()?;
-        self.drain(classifier, out)?;
-        self.push(out);
+        let counted = Arc::clone(&self.counted);
+        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.open(&mut counted)?;
+        self.drain(classifier, &mut counted, out)?;
+        self.push(&mut counted.tally, out);
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use super::{CLASSIFIER, Host, Kernel, Log, Options, Quiet, Tally, clock};
+use super::{CLASSIFIER, Counted, Host, Kernel, Log, Options, Quiet, clock};
 use crate::fuzzing;
 use crate::sample::Batch;
 
@@ -24,10 +24,10 @@ pub fn kmsg(bytes: &[u8]) {
         kernel.quiet = Quiet::default();
         let classifier = CLASSIFIER.as_ref().expect("the table compiles");
         let mut out = Batch::default();
-        kernel.open().expect("a file in memory");
-        kernel.drain(classifier, &mut out).expect("it can be read");
-        kernel.tally.push(&mut out);
-        kernel.tally = Tally::default();
+        let mut counted = Counted::default();
+        kernel.open(&mut counted).expect("a file in memory");
+        kernel.drain(classifier, &mut counted, &mut out).expect("it can be read");
+        counted.tally.push(&mut out);
         // An escaped line end makes two lines of one.
         let lines = bytes.iter().filter(|byte| matches!(byte, b'\n' | b'\\')).count() + 1;
         let events = out.take_events();

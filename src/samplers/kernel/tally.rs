@@ -99,6 +99,11 @@ impl Default for Tally {
 }
 
 impl Tally {
+    /// Whether a record of this number has been noted.
+    pub(super) fn knows(&self, sequence: u64) -> bool {
+        self.expected.is_some_and(|expected| sequence < expected)
+    }
+
     /// Notes the number of a record: numbers that were left out are records that were lost. What
     /// was overwritten before the agent first looked is not counted.
     pub(super) fn sequence(&mut self, sequence: u64) {

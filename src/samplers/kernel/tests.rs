@@ -264,6 +264,39 @@ fn a_log_that_is_missing_or_closed_fails_with_the_fix() {
     assert_eq!(out.value(&IO_ERRORS, ["sda", "io", "read"]), Some(1.0));
 }
 
+/// What a sampler that has just been built reads of a ring in which this is left.
+fn read_anew(left: &str, ignored: &[&str], counted: &Mutex<Counted>) -> Batch {
+    let mut node = Node::new(left);
+    node.kernel.log.open().unwrap();
+    node.kernel.decides.0 = ignored.iter().map(|&glob| glob.to_owned()).collect();
+    let mut counted = counted.lock().unwrap();
+    node.kernel.begin(&mut counted);
+    let mut out = Batch::default();
+    let classifier = CLASSIFIER.as_ref().unwrap();
+    node.kernel.drain(classifier, &mut counted, &mut out).unwrap();
+    counted.tally.push(&mut out);
+    out
+}
+
+#[test]
+fn a_sampler_that_is_built_anew_counts_on_although_the_ring_has_turned_over() {
+    let record = |number: u64| format!("3,{number},{number}000000,-;{READ}\n");
+    let counted = Mutex::default();
+    let errors = |out: &Batch| out.value(&IO_ERRORS, ["sda", "io", "read"]).unwrap();
+    let all: String = (1..=8).map(record).collect();
+    assert!((errors(&read_anew(&all, &[], &counted)) - 8.0).abs() < 0.1);
+    // The oldest six are written over, and one is new; its sampler is another one.
+    let left: String = (7..=9).map(record).collect();
+    let mut out = read_anew(&left, &[], &counted);
+    assert!((errors(&out) - 9.0).abs() < 0.1, "{}", errors(&out));
+    assert_eq!(events(&mut out).len(), 1);
+    assert_eq!(out.value(&LOST, []), Some(0.0));
+    // Other devices count: the ring is counted anew, and nothing is told again.
+    let mut out = read_anew(&left, &["sdz"], &counted);
+    assert!((errors(&out) - 3.0).abs() < 0.1, "{}", errors(&out));
+    assert_eq!(events(&mut out), []);
+}
+
 fn events(out: &mut Batch) -> Vec<Event> {
     out.take_events()
 }
