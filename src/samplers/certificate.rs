@@ -50,7 +50,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         }
         Ok(Build::isolated(Certificates { host: host.clone(), found, told: own.paths }))
     },
-    cost: "5 ms of CPU a run, most of it a child process",
+    cost: "3.5 ms of CPU a run with 40 certificates, most of it a child process",
 };
 
 static NOT_AFTER: Metric<2> = Metric::gauge(

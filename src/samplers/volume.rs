@@ -100,7 +100,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             longhorn: None,
         }))
     },
-    cost: "4 ms of CPU a run and 3 ms for each mounted volume, in child processes; in the datastore 1.5 ms every five \
+    cost: "2 ms of CPU a run and 3 ms for each mounted volume, in child processes; in the datastore 1.5 ms every five \
            minutes without Longhorn, and 1 ms for each hundred of its volumes and backups",
 };
 
