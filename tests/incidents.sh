@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
 export CONTROLPLANE_EXPORTER_CACHE=$cache
 
+# What is built now, and not what is there at the end.
+revision=$(git rev-parse --short HEAD)
+git diff --quiet HEAD -- src tests alerts Cargo.lock || revision="$revision, with changes that are not committed"
 report=$(mktemp -d)
 trap 'rm -rf "$report"' EXIT
 export INCIDENTS=full INCIDENTS_REPORT=$report
@@ -18,8 +21,6 @@ for name in "${names[@]}"; do
 done
 if [ $# != 0 ]; then exit; fi
 
-revision=$(git rev-parse --short HEAD)
-git diff --quiet HEAD -- src tests alerts Cargo.lock || revision="$revision, with changes that are not committed"
 {
   cat << 'EOF'
 # The incidents, replayed
