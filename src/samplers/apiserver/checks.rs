@@ -55,6 +55,15 @@ readyz check failed
 ";
 
     #[test]
+    fn a_real_servers_answer_while_its_etcd_hangs_names_etcd_alone() {
+        let of = |body| failing(body).into_iter().collect::<Vec<_>>();
+        assert_eq!(of(include_str!("../../../tests/data/apiserver/readyz-etcd-hangs.txt")), ["etcd"]);
+        assert_eq!(of(include_str!("../../../tests/data/apiserver/livez-etcd-hangs.txt")), ["etcd"]);
+        let well: [&str; 0] = [];
+        assert_eq!(of(include_str!("../../../tests/data/apiserver/readyz-well.txt")), well);
+    }
+
+    #[test]
     fn failing_checks_are_named_and_the_others_are_not() {
         let found: Vec<_> = failing(ANSWER).into_iter().collect();
         assert_eq!(found, ["etcd", "etcd-readiness", "poststarthook"]);
