@@ -54,9 +54,8 @@ static() {
   ls -l "$binary"
 }
 
-# The program that benches/instructions.sh measures, with the library of the static build; beside it what is shipped, for each is
-# linked by one thread.
-instructions() { compile --package $name --package $name-instructions --bins; }
+# The program that benches/instructions.sh measures, with the library of the static build.
+instructions() { compile --package $name-instructions; }
 
 # One list of what the binary is linked from, without what only tests and builds on other targets use.
 sbom() {

@@ -53,7 +53,7 @@ case ${1:-all} in
     if [ ! -e target/static ]; then ln -s "$cache/static" target/static; fi
     # Most of it is one thread that optimises, so it goes on beside what is not a matter of time.
     log=$(mktemp)
-    { deploy/package.sh instructions && deploy/package.sh static; } > "$log" 2>&1 &
+    { deploy/package.sh static && deploy/package.sh instructions; } > "$log" 2>&1 &
     static=$!
     group 2 unit cargo test --locked --lib --bins
     group 2 "it alerts" cargo test --locked --test it -- alerts::
