@@ -57,8 +57,14 @@ readyz check failed
     #[test]
     fn a_real_servers_answer_while_its_etcd_hangs_names_etcd_alone() {
         let of = |body| failing(body).into_iter().collect::<Vec<_>>();
-        assert_eq!(of(include_str!("../../../tests/data/apiserver/readyz-etcd-hangs.txt")), ["etcd"]);
-        assert_eq!(of(include_str!("../../../tests/data/apiserver/livez-etcd-hangs.txt")), ["etcd"]);
+        assert_eq!(
+            of(include_str!("../../../tests/data/apiserver/readyz-etcd-hangs.txt")),
+            ["etcd"]
+        );
+        assert_eq!(
+            of(include_str!("../../../tests/data/apiserver/livez-etcd-hangs.txt")),
+            ["etcd"]
+        );
         let well: [&str; 0] = [];
         assert_eq!(of(include_str!("../../../tests/data/apiserver/readyz-well.txt")), well);
     }
