@@ -1,42 +1,23 @@
 //! Time of what runs often: rendering a scrape, and reading the kernel's log. `make bench`.
 
+#[path = "instructions/src/full.rs"]
+mod full;
+
 use std::hint::black_box;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use controlplane_exporter::config::Config;
 use controlplane_exporter::host::Host;
-use controlplane_exporter::metric::Kind;
 use controlplane_exporter::sample::Batch;
 use controlplane_exporter::sampler::{BlockingSampler, Build, Driver};
 use controlplane_exporter::samplers;
-use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus_client::registry::Registry;
 
-/// A store with four series of every metric, which is more than a real node has.
-fn full_store() -> Arc<Store> {
-    let store = Arc::new(Store::default());
-    for (name, def) in samplers::ALL {
-        let mut series = Vec::new();
-        for desc in def.metrics.iter().filter(|desc| desc.kind != Kind::Histogram) {
-            for i in 0..if desc.labels.is_empty() { 1 } else { 4 } {
-                let labels: Vec<String> = desc.labels.iter().map(|l| format!("{l}-{i}")).collect();
-                series.push(serde_json::json!([desc.name, labels, {"Number": 12.5}]));
-            }
-        }
-        let wire =
-            serde_json::json!({"series": series, "failures": [], "events": [], "dropped": 0});
-        let wire = serde_json::from_value(wire).expect("a batch");
-        store.put(name, Batch::from_wire(wire, def.metrics), Duration::from_secs(5));
-    }
-    store
-}
-
 fn scrape(c: &mut Criterion) {
-    let store = full_store();
+    let store = full::store().expect("batches");
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Arc::clone(&store)));
     let series = render(&registry, Format::OpenMetrics, false).expect("figures");

@@ -22,6 +22,7 @@ pub use client::{Answer, Client, Failure};
 pub use files::TlsFiles;
 pub use reason::Reason;
 
+use crate::etcd::client::Consistency;
 use crate::host::{EtcdAccess, Host};
 use crate::sampler::{OptionsError, absolute};
 
@@ -52,6 +53,15 @@ pub struct Access {
     pub tls: Arc<TlsFiles>,
     /// The name that the server's certificate must bear.
     pub server_name: Option<Arc<str>>,
+}
+
+impl Access {
+    /// How its keys are to be read first: kine, which is on a socket, writes a line into the journal for each serializable
+    /// read that it refuses.
+    pub fn consistency(&self) -> Consistency {
+        let kine = self.addresses.iter().all(|address| matches!(address, Address::Unix { .. }));
+        if kine { Consistency::Linearizable } else { Consistency::Serializable }
+    }
 }
 
 impl Settings {

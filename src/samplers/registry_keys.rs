@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::etcd::client::{Consistency, PROBE_KEY};
-use crate::etcd::{Access, Address, Client, Failure, Reason, Settings, TlsFiles};
+use crate::etcd::{Access, Client, Failure, Reason, Settings, TlsFiles};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -206,12 +206,10 @@ impl RegistryKeys {
         interval: Duration,
         timeout: Duration,
     ) -> Self {
-        // kine writes a line into the journal for each serializable read that it refuses.
-        let kine = access.addresses.iter().all(|a| matches!(a, Address::Unix { .. }));
         Self {
             clients: Client::all(access, timeout),
             current: 0,
-            consistency: if kine { Consistency::Linearizable } else { Consistency::Serializable },
+            consistency: access.consistency(),
             tls: Arc::clone(&access.tls),
             interval,
             timeout,

@@ -138,15 +138,6 @@ fn a_quorum_that_is_lost_is_told_by_the_member_that_is_left() {
     watch.holds("up, without a leader, one voter of three");
 }
 
-/// Puts the files of one authority where those of another are.
-fn rotate(from: &Pki, to: &Pki) {
-    std::fs::copy(&from.ca, &to.ca).unwrap();
-    for (from, to) in [(&from.server, &to.server), (&from.client, &to.client)] {
-        std::fs::copy(&from.cert, &to.cert).unwrap();
-        std::fs::copy(&from.key, &to.key).unwrap();
-    }
-}
-
 #[test]
 #[ignore = "tests/faults.sh"]
 fn certificates_of_a_new_authority_are_taken_without_a_restart() {
@@ -155,7 +146,7 @@ fn certificates_of_a_new_authority_are_taken_without_a_restart() {
     let agent = agent_of(&cluster, 0, 1.0);
     let mut watch = Watch::of("etcd: its TLS is rotated", &agent);
     watch.fault("all files are those of a new authority; etcd starts again", || {
-        rotate(&Pki::new(), &cluster.pki);
+        cluster.pki.take_over(&Pki::new());
         cluster.kill(0);
     });
     agent.wait_until("down", ALL, BOUND, is_down);

@@ -72,6 +72,14 @@ fn assert_none_lost(first: &Scrape, agent: &Agent) {
     assert_eq!(counted, told, "restarts counted and told by systemd");
 }
 
+/// From now on restarts are told as before, and none of those since `first` was lost.
+#[track_caller]
+fn restarts_are_whole(watch: &mut Watch, first: &Scrape, agent: &Agent) {
+    let now = watch.repair(|| agent.scrape());
+    watch.recovers(agent, UNITS, LIMIT, tells(&now));
+    assert_none_lost(first, agent);
+}
+
 /// The process id, on this side, of the container's process of this name.
 fn pid_in(container: &Container, comm: &str) -> u32 {
     fn below(pid: u32, comm: &str) -> Option<u32> {
@@ -121,9 +129,7 @@ fn a_bus_that_is_restarted_again_and_again_loses_no_count() {
         }
         process::signal(pid_in(&container, "dbus-daemon"), Signal::KILL);
     });
-    let now = watch.repair(|| agent.scrape());
-    watch.recovers(&agent, UNITS, LIMIT, tells(&now));
-    assert_none_lost(&first, &agent);
+    restarts_are_whole(&mut watch, &first, &agent);
     watch.holds("connected again each time; as many restarts as systemd itself counts");
 }
 
@@ -150,9 +156,7 @@ fn a_flood_of_signals_on_the_bus_delays_no_scrape_and_hides_no_restart() {
             }
         });
     });
-    let now = watch.repair(|| agent.scrape());
-    watch.recovers(&agent, UNITS, LIMIT, tells(&now));
-    assert_none_lost(&first, &agent);
+    restarts_are_whole(&mut watch, &first, &agent);
     watch.holds("as many restarts as systemd itself counts");
 }
 
@@ -180,9 +184,7 @@ fn daemon_reloads_with_two_thousand_units_lose_no_count() {
             container.systemctl(&["list-dependencies", "many.target"]);
         }
     });
-    let now = watch.repair(|| agent.scrape());
-    watch.recovers(&agent, UNITS, LIMIT, tells(&now));
-    assert_none_lost(&first, &agent);
+    restarts_are_whole(&mut watch, &first, &agent);
     watch.holds("as many restarts as systemd itself counts");
 }
 
@@ -201,9 +203,7 @@ fn a_systemd_that_executes_itself_anew_loses_no_count() {
             agent.wait_until("restarts after it", UNITS, LIMIT, tells(&now));
         }
     });
-    let now = watch.repair(|| agent.scrape());
-    watch.recovers(&agent, UNITS, LIMIT, tells(&now));
-    assert_none_lost(&first, &agent);
+    restarts_are_whole(&mut watch, &first, &agent);
     watch.holds("as many restarts as systemd itself counts");
 }
 

@@ -371,15 +371,6 @@ fn a_bad_file_is_named_and_a_rotated_one_takes_effect() {
     agent.wait_value(UP, &[], 1.0, 10 * SECOND);
 }
 
-/// Puts the files of one authority where those of another are.
-fn rotate(from: &Pki, to: &Pki) {
-    std::fs::copy(&from.ca, &to.ca).unwrap();
-    for (from, to) in [(&from.server, &to.server), (&from.client, &to.client)] {
-        std::fs::copy(&from.cert, &to.cert).unwrap();
-        std::fs::copy(&from.key, &to.key).unwrap();
-    }
-}
-
 #[test]
 fn a_new_authority_with_new_certificates_takes_effect_at_the_next_connection() {
     let _turn = lab::together();
@@ -387,7 +378,7 @@ fn a_new_authority_with_new_certificates_takes_effect_at_the_next_connection() {
         let mut cluster = Cluster::start(version, 1);
         let agent = agent_of(&cluster, 0);
         wait_figures(&agent, 10 * SECOND, &[("up", Some(1.0))]);
-        rotate(&Pki::new(), &cluster.pki);
+        cluster.pki.take_over(&Pki::new());
         // The open connection serves on.
         std::thread::sleep(2 * INTERVAL);
         let scrape = agent.scrape();

@@ -2,40 +2,23 @@
 //!
 //! What it costs to set a work up is the same for every size, so the difference of two sizes is the work alone.
 
+mod full;
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::sync::Arc;
-use std::time::Duration;
 
-use controlplane_exporter::metric::Kind;
-use controlplane_exporter::sample::Batch;
 use controlplane_exporter::samplers;
-use controlplane_exporter::store::Store;
 use controlplane_exporter::web::exposition::{Format, render};
 use prometheus_client::registry::Registry;
 
 /// Lines of a log in a unit of work.
 const LINES: usize = 1000;
 
-/// A registry with four series of every metric, which is more than a real node has.
+/// A registry with all series of a full store.
 fn registry() -> Result<Registry, Box<dyn Error>> {
-    let store = Arc::new(Store::default());
-    for (name, def) in samplers::ALL {
-        let mut series = Vec::new();
-        for desc in def.metrics.iter().filter(|desc| desc.kind != Kind::Histogram) {
-            for i in 0..if desc.labels.is_empty() { 1 } else { 4 } {
-                let labels: Vec<String> = desc.labels.iter().map(|l| format!("{l}-{i}")).collect();
-                series.push(serde_json::json!([desc.name, labels, {"Number": 12.5}]));
-            }
-        }
-        let wire =
-            serde_json::json!({"series": series, "failures": [], "events": [], "dropped": 0});
-        let batch = Batch::from_wire(serde_json::from_value(wire)?, def.metrics);
-        store.put(name, batch, Duration::from_secs(5));
-    }
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(store));
+    registry.register_collector(Box::new(full::store()?));
     Ok(registry)
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::unix;
 use crate::etcd::client::Consistency;
-use crate::etcd::{Access, Address, Client, Failure, Reason, TlsFiles};
+use crate::etcd::{Access, Client, Failure, Reason, TlsFiles};
 use crate::sample::{Batch, SampleError};
 
 /// Objects in one answer.
@@ -55,12 +55,10 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(access: &Access, timeout: std::time::Duration) -> Self {
-        // kine writes a line into the journal for each serializable read that it refuses.
-        let kine = access.addresses.iter().all(|a| matches!(a, Address::Unix { .. }));
         Self {
             clients: Client::all(access, timeout),
             current: 0,
-            consistency: if kine { Consistency::Linearizable } else { Consistency::Serializable },
+            consistency: access.consistency(),
             tls: Arc::clone(&access.tls),
         }
     }

@@ -60,6 +60,16 @@ impl Pki {
         }
     }
 
+    /// Puts the files of another authority where its own are.
+    #[track_caller]
+    pub(crate) fn take_over(&self, other: &Self) {
+        std::fs::copy(&other.ca, &self.ca).unwrap();
+        for (from, to) in [(&other.server, &self.server), (&other.client, &self.client)] {
+            std::fs::copy(&from.cert, &to.cert).unwrap();
+            std::fs::copy(&from.key, &to.key).unwrap();
+        }
+    }
+
     /// The folder of all files.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
