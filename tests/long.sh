@@ -3,6 +3,7 @@
 #
 #   tests/long.sh                    all of it
 #   tests/long.sh polls fuzz         some of it
+#   SOAK=600 SOAK_SEED=7 tests/long.sh soak   its seconds, and the faults of another run
 set -uo pipefail
 cd "$(dirname "$0")/.."
 cache=${CONTROLPLANE_EXPORTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/controlplane-exporter-tests}
@@ -46,8 +47,9 @@ polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=
 month() { MONTH=1 cargo test --locked --test it -- weeks_of_a_healthy_cluster_page_nobody; }
 # The optimised binary: memory is what is measured.
 flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
+soak() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 faults::soak::; }
 
-all=(polls month fuzz static flood faults incidents)
+all=(polls month fuzz static flood faults soak incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
@@ -61,6 +63,7 @@ for name in "${parts[@]}"; do
       ;;
     flood) part flood "100,000 lines a second offered to journald for a minute, followed by the agent" flood ;;
     faults) part faults "each fault of the matrix: [reliability.md](reliability.md)" tests/faults.sh ;;
+    soak) part soak "faults at random, two at times, at eighty times the default rates; what the agent is and shows afterwards" soak ;;
     incidents) part incidents "the incidents in their long form: [incidents.md](incidents.md)" tests/incidents.sh ;;
     *) echo "usage: tests/long.sh [${all[*]}]" >&2; exit 2 ;;
   esac

@@ -81,7 +81,7 @@ fn restarts_are_whole(watch: &mut Watch, first: &Scrape, agent: &Agent) {
 }
 
 /// The process id, on this side, of the container's process of this name.
-fn pid_in(container: &Container, comm: &str) -> u32 {
+pub(super) fn pid_in(container: &Container, comm: &str) -> u32 {
     fn below(pid: u32, comm: &str) -> Option<u32> {
         let own = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         if own.trim_end() == comm {

@@ -350,7 +350,7 @@ fn an_agent_that_is_killed_at_random_fifty_times_starts_clean_each_time() {
 }
 
 /// Signals every child of the agent again and again for so long; how many that were.
-fn signal_children(agent: &Agent, signal: Signal, time: Duration) -> usize {
+pub(super) fn signal_children(agent: &Agent, signal: Signal, time: Duration) -> usize {
     let (started, mut count) = (Instant::now(), 0);
     while started.elapsed() < time {
         for pid in process::children(agent.pid()) {

@@ -55,12 +55,8 @@ fn from_all_sides(time: Duration, one: impl Fn(&mut fastrand::Rng) + Sync) -> us
     })
 }
 
-#[test]
-fn requests_that_are_garbage_are_refused_and_hold_up_nobody() {
-    let _turn = lab::alone();
-    let agent = agent();
-    let address = agent.address();
-    let mut watch = Watch::of("garbage on its own port", &agent);
+/// One client: one of six beginnings, and random bytes behind it.
+pub(super) fn talk_nonsense(address: SocketAddr, random: &mut fastrand::Rng) {
     let starts: [&[u8]; 6] = [
         b"",
         b"GET /metrics HTTP/1.1\r\n",
@@ -69,21 +65,27 @@ fn requests_that_are_garbage_are_refused_and_hold_up_nobody() {
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
     ];
-    let count =
-        watch.fault("random bytes behind six beginnings, from eight clients for 4 s", || {
-            from_all_sides(4 * SECOND, |random| {
-                let Ok(mut stream) = TcpStream::connect(address) else { return };
-                stream.set_read_timeout(Some(SECOND / 10)).unwrap();
-                let length = random.usize(0..4_000);
-                let noise: Vec<u8> =
-                    std::iter::repeat_with(|| random.u8(..)).take(length).collect();
-                let start = starts[random.usize(0..starts.len())];
-                // The agent may have hung up already.
-                if stream.write_all(start).and_then(|()| stream.write_all(&noise)).is_ok() {
-                    let answer = stream.read(&mut [0; 1024]);
-                    drop(answer);
-                }
-            })
+    let Ok(mut stream) = TcpStream::connect(address) else { return };
+    stream.set_read_timeout(Some(SECOND / 10)).unwrap();
+    let length = random.usize(0..4_000);
+    let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
+    let start = starts[random.usize(0..starts.len())];
+    // The agent may have hung up already.
+    if stream.write_all(start).and_then(|()| stream.write_all(&noise)).is_ok() {
+        let answer = stream.read(&mut [0; 1024]);
+        drop(answer);
+    }
+}
+
+#[test]
+fn requests_that_are_garbage_are_refused_and_hold_up_nobody() {
+    let _turn = lab::alone();
+    let agent = agent();
+    let address = agent.address();
+    let mut watch = Watch::of("garbage on its own port", &agent);
+    let count = watch
+        .fault("random bytes behind six beginnings, from eight clients for 4 s", || {
+            from_all_sides(4 * SECOND, |random| talk_nonsense(address, random))
         });
     watch.repair(|| ());
     goes_on(&mut watch, &agent);
@@ -149,7 +151,7 @@ fn ten_thousand_connections_are_bounded_and_lock_nobody_out() {
 }
 
 /// A client that asks for the figures so many times and never reads an answer.
-fn deaf(address: SocketAddr, requests: usize) -> TcpStream {
+pub(super) fn deaf(address: SocketAddr, requests: usize) -> TcpStream {
     use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
     let stream = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();

@@ -41,7 +41,11 @@ impl Node {
 
     /// `limits` are lines of journald's configuration.
     pub(crate) fn with(limits: &str) -> Self {
-        let container = Container::boot();
+        Self::on(Container::boot(), limits)
+    }
+
+    /// The same in a container that runs already.
+    pub(crate) fn on(container: Container, limits: &str) -> Self {
         let memory =
             tempfile::Builder::new().prefix(lab::TEMP_PREFIX).tempdir_in("/dev/shm").unwrap();
         let node = Self { container, memory };

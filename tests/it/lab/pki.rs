@@ -17,6 +17,7 @@ pub(crate) struct Leaf {
 /// A CA with the leaves that a TLS test asks for. The files live as long as the value.
 pub(crate) struct Pki {
     folder: tempfile::TempDir,
+    authority: Authority,
     /// The CA that signed all leaves but those of `other`.
     pub(crate) ca: PathBuf,
     /// A CA that signed nothing here but `other_client`.
@@ -56,6 +57,7 @@ impl Pki {
             other_client: self::leaf(at, &other_authority, "other-client", &[], valid),
             ca,
             other_ca,
+            authority,
             folder,
         }
     }
@@ -67,6 +69,19 @@ impl Pki {
         for (from, to) in [(&other.server, &self.server), (&other.client, &self.client)] {
             std::fs::copy(&from.cert, &to.cert).unwrap();
             std::fs::copy(&from.key, &to.key).unwrap();
+        }
+    }
+
+    /// New pairs of the same CA for server and client; each file is there at any moment, and new or old.
+    pub(crate) fn renew(&self) {
+        let now = OffsetDateTime::now_utc();
+        let valid = (now - Duration::days(1), now + Duration::days(365));
+        let hosts: &[&str] = &["127.0.0.1", "::1", "localhost", "kubernetes"];
+        let aside = super::temp_dir("renewed");
+        for (old, name, hosts) in [(&self.server, "server", hosts), (&self.client, "client", &[])] {
+            let new = leaf(aside.path(), &self.authority, name, hosts, valid);
+            std::fs::rename(new.key, &old.key).unwrap();
+            std::fs::rename(new.cert, &old.cert).unwrap();
         }
     }
 
