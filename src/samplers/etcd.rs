@@ -18,8 +18,9 @@ mod members;
 mod metrics;
 mod peers;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -87,7 +88,9 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
             None => found.filter(|f| covers(f, &access.addresses)).and_then(|found| found.quota),
         };
-        Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
+        let mut etcd = Etcd::new(&access, own.expected_members, quota, options.timeout);
+        etcd.kept = remembered(&access.addresses);
+        Ok(Build::tasked(etcd))
     },
     cost: "1.3 ms of CPU a run with two peers; 2 ms in the local etcd, 1 ms in each other",
 };
@@ -233,8 +236,29 @@ struct Etcd {
     own: Option<u64>,
     hint: Option<Hint>,
     roster: Option<Roster>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// What has been counted and seen so far.
+struct Kept {
     requests: Requests,
     history: History,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        let requests = Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS);
+        Self { requests, history: History::default() }
+    }
+}
+
+/// What is kept of the member at these addresses. It outlives the sampler, which is built anew when its interval or what
+/// detection knows of the member changes: the counts go on.
+fn remembered(addresses: &[Address]) -> Arc<Mutex<Kept>> {
+    type Known = HashMap<Vec<Address>, Arc<Mutex<Kept>>>;
+    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(known.entry(addresses.to_vec()).or_default())
 }
 
 impl Etcd {
@@ -254,9 +278,12 @@ impl Etcd {
             own: None,
             hint: None,
             roster: None,
-            requests: Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS),
-            history: History::default(),
+            kept: Arc::default(),
         }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which of the answers counts: that of the address used before, else the first that is of the
@@ -290,7 +317,7 @@ impl Etcd {
         out.push(&HAS_LEADER, [], leader != 0);
         out.push(&IS_LEADER, [], leader == id);
         out.push(&IS_LEARNER, [], status.is_learner());
-        self.history.leader(leader, status.raft_term(), roster, out);
+        self.kept().history.leader(leader, status.raft_term(), roster, out);
         out.push(&RAFT_TERM, [], status.raft_term());
         out.push(&RAFT_INDEX, [], status.raft_index());
         // Fields that an old etcd does not know come as zero.
@@ -332,7 +359,7 @@ impl Etcd {
                 out.push(&ALARM, [&hex(*id), kind], true);
             }
         }
-        self.history.alarms(raised, out);
+        self.kept().history.alarms(raised, out);
     }
 }
 
@@ -378,17 +405,20 @@ impl AsyncSampler for Etcd {
             self.roster = Some(roster);
         }
 
-        local.count(&mut self.requests);
+        local.count(&mut self.kept().requests);
         if !blind {
             out.push(&UP, [], up);
-            self.history.up(up, &local.why(), out);
+            self.kept().history.up(up, &local.why(), out);
         }
         if !blind && !up {
             out.remark(local.why());
         }
         self.export_status(local, out);
-        out.push(&LEADER_CHANGES, [], self.history.leader_changes());
-        self.requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
+        {
+            let Kept { requests, history } = &*self.kept();
+            out.push(&LEADER_CHANGES, [], history.leader_changes());
+            requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
+        }
         if let Some(expected) = self.expected {
             out.push(&EXPECTED, [], expected);
         }
@@ -629,6 +659,17 @@ mod tests {
         assert_eq!(run(&other).await.value(&UP, []), Some(0.0), "some other server");
         let garbage = fake::serve(|_, _| Ok(vec![0xff; 64])).await;
         assert_eq!(run(&garbage).await.value(&UP, []), Some(0.0), "no protobuf");
+    }
+
+    #[tokio::test]
+    async fn a_sampler_that_is_built_anew_for_the_same_member_counts_on() {
+        let calls = |out: Batch| out.value(&REQUEST_DURATION, ["status"]);
+        // An empty message is an answer.
+        let url = fake::serve(|_, _| Ok(Vec::new())).await;
+        assert_eq!(calls(run(&url).await), Some(1.0));
+        assert_eq!(calls(run(&url).await), Some(2.0));
+        let other = fake::serve(|_, _| Ok(Vec::new())).await;
+        assert_eq!(calls(run(&other).await), Some(1.0), "another member's are its own");
     }
 
     #[tokio::test]
