@@ -7,14 +7,15 @@
 
 use std::io::{self, Read, Write};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, PoisonError, mpsc};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 
 /// How long a question waits for the child before it, which may have answered and not be gone yet.
 const GRACE: Duration = Duration::from_millis(500);
@@ -61,7 +62,18 @@ impl Slot {
         let free = tokio::time::timeout(GRACE.min(deadline), self.0.clone().lock_owned()).await;
         let taken = free.map_err(|_| ChildError::Busy)?;
         let question = serde_json::to_vec(question).map_err(io::Error::from)?;
-        let mut child = command(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut command = command(args)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut starting = start(command)?;
+        let Ok(child) = tokio::time::timeout_at(started + deadline, &mut starting).await else {
+            tokio::spawn(async move {
+                if let Ok(Ok(child)) = starting.await {
+                    reap(child, taken);
+                }
+            });
+            return Err(ChildError::Timeout(deadline));
+        };
+        let mut child = child.map_err(gone)??;
         let talked = tokio::time::timeout_at(started + deadline, talk(&mut child, question)).await;
         let Ok(answer) = talked else {
             reap(child, taken);
@@ -105,7 +117,7 @@ pub async fn stay(mut command: Command, question: &impl Serialize) -> io::Result
     let mut text = serde_json::to_vec(question)?;
     text.push(b'\n');
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn()?;
+    let mut child = start(command)?.await.map_err(gone)??;
     // It fits into the pipe; a child that is gone already shows at the other pipe.
     if let Some(mut stdin) = child.stdin.take()
         && let Err(error) = stdin.write_all(&text).await
@@ -113,6 +125,43 @@ pub async fn stay(mut command: Command, question: &impl Serialize) -> io::Result
         tracing::debug!(%error, "a child process did not take its question");
     }
     Ok(child)
+}
+
+/// A command, the runtime that watches its pipes, and who waits for it.
+type Order = (Command, Handle, oneshot::Sender<io::Result<Child>>);
+
+/// Has a child started by a thread that does nothing else: who starts a child waits until the kernel has its program, and
+/// the runtime's few threads answer scrapes. The thread stays, since its end would be told to its children as their parent's.
+fn start(command: Command) -> io::Result<oneshot::Receiver<io::Result<Child>>> {
+    static STARTER: Lock<Option<mpsc::Sender<Order>>> = Lock::new(None);
+    let (answer, started) = oneshot::channel();
+    let mut starter = STARTER.lock().unwrap_or_else(PoisonError::into_inner);
+    let orders = match starter.take() {
+        Some(orders) => orders,
+        None => {
+            let (orders, waiting) = mpsc::channel();
+            let thread = std::thread::Builder::new().name("children".into()).stack_size(256 << 10);
+            thread.spawn(move || start_all(waiting))?;
+            orders
+        }
+    };
+    orders.send((command, Handle::current(), answer)).map_err(gone)?;
+    *starter = Some(orders);
+    Ok(started)
+}
+
+fn start_all(waiting: mpsc::Receiver<Order>) {
+    for (mut command, runtime, answer) in waiting {
+        let _entered = runtime.enter();
+        if !answer.is_closed() {
+            // Who has gone meanwhile leaves a child that finds its pipe closed.
+            drop(answer.send(command.spawn()));
+        }
+    }
+}
+
+fn gone<E>(_: E) -> io::Error {
+    io::Error::other("nobody starts child processes any more")
 }
 
 /// The pause before a child that stays, and has ended, is started again: from a second to a minute, twice the one

@@ -5,6 +5,7 @@ use crate::lab::agent::{Agent, Options, Scrape};
 use crate::lab::process::{self, Daemon, bound_command, output, run};
 use crate::lab::{self, http, wait_for};
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -393,6 +394,53 @@ fn children_that_hang_are_ended_or_waited_for_and_nothing_else_waits() {
     let during = agent.scrape();
     let last = "controlplane_sampler_last_success_timestamp_seconds";
     assert!(during.value(last, &[("sampler", "kernel")]) > Some(since + 6.0));
+    watch.repair(|| {
+        for pid in process::children(agent.pid()) {
+            process::signal(pid, Signal::CONT);
+        }
+    });
+    let since = unix_now();
+    watch.recovers(&agent, SAMPLERS, 3 * LIMIT, |s| {
+        all_ran(&before, s, since) && ups(s) == ups(&before)
+    });
+    watch.holds("what has no child goes on; all samplers run again");
+}
+
+#[test]
+#[ignore = "tests/faults.sh"]
+fn children_that_hang_before_they_run_hold_up_no_scrape() {
+    let _turn = lab::alone();
+    let config = BUSY.replace("1s", "100ms").replace("200ms", "100ms");
+    let agent = Agent::start(&format!("{config}settings: {{interval: 100ms}}\n"));
+    let mut watch = Watch::of("its children hang before they run", &agent);
+    let before = agent.scrape();
+    let own = std::fs::read(format!("/proc/{}/cmdline", agent.pid())).unwrap();
+    let what = "SIGSTOP to two children before their program is there, for 4 s";
+    let held = watch.fault(what, || {
+        let (started, mut held) = (Instant::now(), BTreeSet::new());
+        while held.len() < 2 && started.elapsed() < 10 * SECOND {
+            for pid in process::children(agent.pid()) {
+                // Until its program is there it is a copy of the agent.
+                let is_copy =
+                    || std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == own);
+                if held.contains(&pid) || !is_copy() {
+                    continue;
+                }
+                process::signal(pid, Signal::STOP);
+                std::thread::sleep(SECOND / 200);
+                if is_copy() {
+                    held.insert(pid);
+                } else {
+                    process::signal(pid, Signal::CONT);
+                }
+            }
+            std::thread::sleep(SECOND / 5_000);
+        }
+        std::thread::sleep(4 * SECOND);
+        held
+    });
+    eprintln!("{} children were held", held.len());
+    assert!(!held.is_empty(), "none was met so early");
     watch.repair(|| {
         for pid in process::children(agent.pid()) {
             process::signal(pid, Signal::CONT);
