@@ -134,7 +134,7 @@ type Order = (Command, Handle, oneshot::Sender<io::Result<Child>>);
 /// the runtime's few threads answer scrapes. The thread stays, since its end would be told to its children as their parent's.
 fn start(command: Command) -> io::Result<oneshot::Receiver<io::Result<Child>>> {
     static STARTER: Lock<Option<mpsc::Sender<Order>>> = Lock::new(None);
-    let (answer, started) = oneshot::channel();
+    let (answer, waits) = oneshot::channel();
     let mut starter = STARTER.lock().unwrap_or_else(PoisonError::into_inner);
     let orders = match starter.take() {
         Some(orders) => orders,
@@ -147,7 +147,7 @@ fn start(command: Command) -> io::Result<oneshot::Receiver<io::Result<Child>>> {
     };
     orders.send((command, Handle::current(), answer)).map_err(gone)?;
     *starter = Some(orders);
-    Ok(started)
+    Ok(waits)
 }
 
 fn start_all(waiting: mpsc::Receiver<Order>) {
