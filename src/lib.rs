@@ -27,6 +27,7 @@ pub mod fuzzing;
 pub mod history;
 pub mod host;
 pub mod inspect;
+pub mod kept;
 pub mod log;
 pub mod member;
 pub mod metric;

@@ -13,7 +13,7 @@ use crate::host::Host;
 const DEFAULT_PORT: u16 = 2379;
 
 /// One address of a member.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// TCP, with or without TLS.
     Tcp {

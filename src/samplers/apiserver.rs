@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::etcd::{Reason, TlsFiles, pair, tls};
 use crate::host::{Host, Installation};
+use crate::kept::{Kept, Shared};
 use crate::member::Answers;
 use crate::metric::Metric;
 use crate::requests::Record;
@@ -194,11 +195,22 @@ struct Target {
     /// Without.
     bare: Arc<TlsFiles>,
     endpoints: Vec<Endpoint>,
+    counted: Shared<Counted>,
+    timeout: Duration,
+}
+
+/// By the target's name and where it is.
+static COUNTED: Kept<(String, Url), Shared<Counted>> = Kept::new();
+
+/// What has been counted and seen of a target so far.
+#[derive(Default)]
+struct Counted {
+    /// By the page's name.
+    records: BTreeMap<&'static str, Record>,
     answers: Answers,
     /// What failed last time.
     failing: BTreeSet<String>,
     last_success: Option<SystemTime>,
-    timeout: Duration,
 }
 
 /// What a round of a target brought.
@@ -216,7 +228,6 @@ struct Endpoint {
     name: &'static str,
     shown: Option<request::Client>,
     bare: request::Client,
-    record: Record,
 }
 
 impl Target {
@@ -237,16 +248,13 @@ impl Target {
             name,
             shown: shown.as_ref().map(|tls| client(tls, path)),
             bare: client(&bare, path),
-            record: Record::new(BUCKETS),
         });
         Self {
             name: name.to_owned(),
             endpoints: endpoints.collect(),
             shown,
             bare,
-            answers: Answers::default(),
-            failing: BTreeSet::new(),
-            last_success: None,
+            counted: COUNTED.of((name.to_owned(), url.clone())),
             timeout,
         }
     }
@@ -280,18 +288,16 @@ impl Target {
         Asked { answers, blind, problem: problem.map(|problem| problem.to_error()) }
     }
 
-    fn judge(
-        &mut self,
-        answers: Vec<(Result<Answer, request::Failure>, Duration)>,
-        out: &mut Batch,
-    ) {
+    fn judge(&self, answers: Vec<(Result<Answer, request::Failure>, Duration)>, out: &mut Batch) {
         let name = self.name.as_str();
+        let counted = &mut *self.counted.lock();
         let mut failing = BTreeSet::new();
         let mut why = String::new();
         let up = answers.iter().any(|(answer, _)| answer.is_ok());
         out.push(&UP, [name], up);
-        for (endpoint, (answer, took)) in self.endpoints.iter_mut().zip(answers) {
-            let record = &mut endpoint.record;
+        for (endpoint, (answer, took)) in self.endpoints.iter().zip(answers) {
+            let records = &mut counted.records;
+            let record = records.entry(endpoint.name).or_insert_with(|| Record::new(BUCKETS));
             record.add(took, answer.as_ref().err().map(|failure| failure.reason));
             let state = match &answer {
                 Ok(answer) => State::of(answer.status),
@@ -304,7 +310,7 @@ impl Target {
                 out.push(&STATE, [name, endpoint.name, one.as_str()], one == state);
             }
             if state == State::Ok && matches!(endpoint.name, "readyz" | "url") {
-                self.last_success = Some(SystemTime::now());
+                counted.last_success = Some(SystemTime::now());
             }
             if let (State::Failing, Ok(answer)) = (state, &answer) {
                 let found = checks::failing(&answer.body);
@@ -320,21 +326,28 @@ impl Target {
                 out.push(&FAILURES, [name, endpoint.name, reason.as_str()], *count);
             }
         }
-        if let Some(when) = self.last_success {
+        if let Some(when) = counted.last_success {
             out.push(&SUCCESS, [name], when);
         }
-        self.tell(up, &why, failing, out);
+        self.tell(counted, up, &why, failing, out);
     }
 
     /// What has changed, for log and timeline.
-    fn tell(&mut self, up: bool, why: &str, failing: BTreeSet<String>, out: &mut Batch) {
+    fn tell(
+        &self,
+        counted: &mut Counted,
+        up: bool,
+        why: &str,
+        failing: BTreeSet<String>,
+        out: &mut Batch,
+    ) {
         let now = SystemTime::now();
         let who = match self.name.as_str() {
             LOCAL => "the API server".to_owned(),
             name => format!("the URL {name}"),
         };
-        self.answers.see("apiserver", &who, up, why, out);
-        if failing != self.failing && up {
+        counted.answers.see("apiserver", &who, up, why, out);
+        if failing != counted.failing && up {
             let listed = failing.iter().cloned().collect::<Vec<_>>().join("; ");
             if failing.is_empty() {
                 tracing::info!("{who} is well again");
@@ -347,7 +360,7 @@ impl Target {
                     format!("{who} fails its own checks: {listed}"),
                 );
             }
-            self.failing = failing;
+            counted.failing = failing;
         }
     }
 }
@@ -399,7 +412,7 @@ impl AsyncSampler for ApiServer {
         let asked = join_all(self.targets.iter().map(Target::ask)).await;
         let mut seen = false;
         let mut problems = Vec::new();
-        for (target, asked) in self.targets.iter_mut().zip(asked) {
+        for (target, asked) in self.targets.iter().zip(asked) {
             problems.extend(asked.problem);
             if !asked.blind {
                 seen = true;

@@ -15,7 +15,7 @@ mod history;
 mod metrics;
 
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ use crate::dqlite::wire::{Answer, Request};
 use crate::dqlite::{Member, Role, tls};
 use crate::etcd::{Reason, TlsFiles};
 use crate::host::{Datastore, Facts};
+use crate::kept::{Kept, Shared};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError, WireError};
 use crate::sampler::{AsyncSampler, Build, SamplerDef, absolute, defaults, facts};
@@ -44,8 +45,10 @@ const MAX_MEMBERS: usize = 50;
 /// Between two TLS handshakes with the same member; 30 s less what an interval of 30 s may vary.
 const APART: Duration = Duration::from_secs(29);
 
-/// It outlives the sampler: a reload must not start a second child while the first is held.
-static SLOT: LazyLock<Slot> = LazyLock::new(Slot::default);
+/// One child at a time, whichever directory is asked for.
+static SLOT: Kept<(), Slot> = Kept::new();
+/// By the member's directory.
+static COUNTED: Kept<PathBuf, Shared<Counted>> = Kept::new();
 
 /// See the module's page.
 pub static SAMPLER: SamplerDef = SamplerDef {
@@ -152,23 +155,34 @@ struct Dqlite {
     /// The members as last heard of.
     roster: Vec<Member>,
     seen: Option<Seen>,
+    counted: Shared<Counted>,
+}
+
+/// What has been counted and seen so far.
+struct Counted {
     requests: Requests,
     history: History,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        let requests = Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS);
+        Self { requests, history: History::default() }
+    }
 }
 
 impl Dqlite {
     fn new(question: Question, tls: TlsFiles, timeout: Duration) -> Self {
         Self {
+            counted: COUNTED.of(question.rootfs.join(&question.dir)),
             question,
-            slot: SLOT.clone(),
+            slot: SLOT.of(()),
             tls: Arc::new(tls),
             timeout,
             own: None,
             with_tls: false,
             roster: Vec::new(),
             seen: None,
-            requests: Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS),
-            history: History::default(),
         }
     }
 
@@ -264,13 +278,10 @@ impl Dqlite {
     /// The figures of what the members said.
     fn export(&self, seen: &Seen, out: &mut Batch) {
         let own_id = self.own.as_ref().map(|own| own.id);
+        let Counted { requests, history } = &*self.counted.lock();
+        requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
         if seen.blind() {
-            return self.requests.export(
-                &REQUEST_DURATION,
-                &REQUEST_FAILURES,
-                &REQUEST_SUCCESS,
-                out,
-            );
+            return;
         }
         let up = seen.own.as_ref().is_some_and(Conversation::up);
         out.push(&UP, [], up);
@@ -283,7 +294,7 @@ impl Dqlite {
                 out.push(&IS_LEADER, [], own_id.map(Leader::Member) == Some(seen.leader));
             }
         }
-        out.push(&LEADER_CHANGES, [], self.history.leader_changes());
+        out.push(&LEADER_CHANGES, [], history.leader_changes());
         if let Some(own) = self.roster.iter().find(|member| Some(member.id) == own_id) {
             for role in Role::ALL {
                 out.push(&ROLE, [role.as_str()], own.role == role);
@@ -300,7 +311,6 @@ impl Dqlite {
                 out.push(&VOTERS_REACHABLE, [], seen.members.iter().filter(reached).count());
             }
         }
-        self.requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
     }
 }
 
@@ -369,26 +379,28 @@ impl AsyncSampler for Dqlite {
 
 impl Dqlite {
     /// Counts what one conversation took and came to.
-    fn count(&mut self, talked: &Conversation) {
+    fn count(&self, talked: &Conversation) {
         fn reason<T>(step: &Step<T>) -> Option<Reason> {
             step.result.as_ref().err().map(|failure| failure.reason)
         }
         let connected = &talked.connected;
-        self.requests.record("connect", connected.took, reason(connected));
+        let requests = &mut self.counted.lock().requests;
+        requests.record("connect", connected.took, reason(connected));
         for (request, step) in &talked.asked {
-            self.requests.record(request.as_str(), step.took, reason(step));
+            requests.record(request.as_str(), step.took, reason(step));
         }
     }
 
     /// Counts and tells what has changed.
-    fn note(&mut self, seen: &Seen, term: Option<u64>, out: &mut Batch) {
+    fn note(&self, seen: &Seen, term: Option<u64>, out: &mut Batch) {
         if let Some(talked) = &seen.own {
             self.count(talked);
         }
         if seen.blind() {
             return;
         }
-        self.history.up(seen.own.as_ref().is_some_and(Conversation::up), &seen.why(), out);
+        let history = &mut self.counted.lock().history;
+        history.up(seen.own.as_ref().is_some_and(Conversation::up), &seen.why(), out);
         let leader = match seen.leader {
             Leader::Unknown => return,
             Leader::Nobody => None,
@@ -397,7 +409,7 @@ impl Dqlite {
                 Some((id, member.map_or("", |member| member.address.as_str())))
             }
         };
-        self.history.leader(leader, term, out);
+        history.leader(leader, term, out);
     }
 }
 
@@ -459,7 +471,11 @@ mod tests {
     }
 
     fn sampler() -> Dqlite {
-        let question = Question { rootfs: "/".into(), dir: "/nonexistent".into() };
+        let dir = format!("/nonexistent/{}", fastrand::u64(..)).into();
+        sampler_of(Question { rootfs: "/".into(), dir })
+    }
+
+    fn sampler_of(question: Question) -> Dqlite {
         let tls = TlsFiles::new(&Host::at("/"), None, None, None);
         Dqlite::new(question, tls, Duration::from_millis(300))
     }
@@ -552,6 +568,18 @@ mod tests {
         assert_eq!((out.series(&IS_LEADER), out.value(&ROLE, ["voter"])), (0, Some(1.0)));
         assert_eq!(out.value(&VOTERS_REACHABLE, []), Some(1.0));
         assert_eq!(out.value(&metrics::REQUEST_FAILURES, ["connect", "refused"]), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn a_sampler_that_is_built_anew_for_the_same_member_counts_on() {
+        let own = serve(8, Vec::new()).await;
+        let question = sampler().question;
+        for calls in [1.0, 2.0] {
+            let mut sampler = sampler_of(question.clone());
+            sampler.own = Some(member(8, &own, Role::Voter));
+            let out = ask(&mut sampler).await;
+            assert_eq!(out.value(&metrics::REQUEST_DURATION, ["cluster"]), Some(calls));
+        }
     }
 
     #[tokio::test]

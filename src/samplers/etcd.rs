@@ -18,9 +18,8 @@ mod members;
 mod metrics;
 mod peers;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +31,7 @@ use crate::config;
 use crate::etcd::client::{Consistency, Timed};
 use crate::etcd::{Access, Address, Answer, Client, Failure, Reason, Settings, TlsFiles, covers};
 use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
+use crate::kept::{Kept, Shared};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -88,9 +88,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
             None => found.filter(|f| covers(f, &access.addresses)).and_then(|found| found.quota),
         };
-        let mut etcd = Etcd::new(&access, own.expected_members, quota, options.timeout);
-        etcd.kept = remembered(&access.addresses);
-        Ok(Build::tasked(etcd))
+        Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
     },
     cost: "1.3 ms of CPU a run with two peers; 2 ms in the local etcd, 1 ms in each other",
 };
@@ -236,29 +234,23 @@ struct Etcd {
     own: Option<u64>,
     hint: Option<Hint>,
     roster: Option<Roster>,
-    kept: Arc<Mutex<Kept>>,
+    counted: Shared<Counted>,
 }
 
+/// By the member's addresses.
+static COUNTED: Kept<Vec<Address>, Shared<Counted>> = Kept::new();
+
 /// What has been counted and seen so far.
-struct Kept {
+struct Counted {
     requests: Requests,
     history: History,
 }
 
-impl Default for Kept {
+impl Default for Counted {
     fn default() -> Self {
         let requests = Requests::new(&metrics::REQUESTS, metrics::REQUEST_BUCKETS);
         Self { requests, history: History::default() }
     }
-}
-
-/// What is kept of the member at these addresses. It outlives the sampler, which is built anew when its interval or what
-/// detection knows of the member changes: the counts go on.
-fn remembered(addresses: &[Address]) -> Arc<Mutex<Kept>> {
-    type Known = HashMap<Vec<Address>, Arc<Mutex<Kept>>>;
-    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(known.entry(addresses.to_vec()).or_default())
 }
 
 impl Etcd {
@@ -278,12 +270,8 @@ impl Etcd {
             own: None,
             hint: None,
             roster: None,
-            kept: Arc::default(),
+            counted: COUNTED.of(access.addresses.clone()),
         }
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which of the answers counts: that of the address used before, else the first that is of the
@@ -317,7 +305,7 @@ impl Etcd {
         out.push(&HAS_LEADER, [], leader != 0);
         out.push(&IS_LEADER, [], leader == id);
         out.push(&IS_LEARNER, [], status.is_learner());
-        self.kept().history.leader(leader, status.raft_term(), roster, out);
+        self.counted.lock().history.leader(leader, status.raft_term(), roster, out);
         out.push(&RAFT_TERM, [], status.raft_term());
         out.push(&RAFT_INDEX, [], status.raft_index());
         // Fields that an old etcd does not know come as zero.
@@ -359,7 +347,7 @@ impl Etcd {
                 out.push(&ALARM, [&hex(*id), kind], true);
             }
         }
-        self.kept().history.alarms(raised, out);
+        self.counted.lock().history.alarms(raised, out);
     }
 }
 
@@ -405,17 +393,17 @@ impl AsyncSampler for Etcd {
             self.roster = Some(roster);
         }
 
-        local.count(&mut self.kept().requests);
+        local.count(&mut self.counted.lock().requests);
         if !blind {
             out.push(&UP, [], up);
-            self.kept().history.up(up, &local.why(), out);
+            self.counted.lock().history.up(up, &local.why(), out);
         }
         if !blind && !up {
             out.remark(local.why());
         }
         self.export_status(local, out);
         {
-            let Kept { requests, history } = &*self.kept();
+            let Counted { requests, history } = &*self.counted.lock();
             out.push(&LEADER_CHANGES, [], history.leader_changes());
             requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
         }

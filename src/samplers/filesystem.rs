@@ -10,10 +10,8 @@
 //! superblock's options); the mount's options and `statvfs` lie in a container's or a unit's namespace.
 //! A filesystem that counts no inodes (btrfs) has no inode figures. At most five series per path.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -22,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::child::{self, ChildError, Slot};
 use crate::host::{Facts, Host, Mount, Mounts, devices};
+use crate::kept::Kept;
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError, WireError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -250,12 +249,8 @@ fn usage(host: &Host, path: &Path) -> io::Result<Usage> {
     })
 }
 
-/// The slot of a path. It outlives the sampler: a reload must not start a second child for a path
-/// whose first one is still held.
-fn slot(path: PathBuf) -> Slot {
-    static SLOTS: LazyLock<Mutex<HashMap<PathBuf, Slot>>> = LazyLock::new(Mutex::default);
-    SLOTS.lock().unwrap_or_else(PoisonError::into_inner).entry(path).or_default().clone()
-}
+/// Room for one child a path.
+static SLOTS: Kept<PathBuf, Slot> = Kept::new();
 
 struct Watched {
     path: PathBuf,
@@ -267,7 +262,7 @@ struct Watched {
 
 impl Watched {
     fn new(path: PathBuf, role: Role, host: &Host) -> Self {
-        Self { slot: slot(host.path(&path)), path, role, readonly: None }
+        Self { slot: SLOTS.of(host.path(&path)), path, role, readonly: None }
     }
 }
 

@@ -24,7 +24,7 @@ mod tally;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -38,6 +38,7 @@ use self::table::JOURNALD_IO_ERROR;
 use self::tally::{MAX_DEVICES, Tally};
 use crate::config::list;
 use crate::host::Host;
+use crate::kept::{Kept, Shared};
 use crate::metric::Metric;
 use crate::quiet::Quiet;
 use crate::sample::{Batch, SampleError};
@@ -78,7 +79,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     uses: |all| facts(all.datastore.as_ref().map(|place| (&place.chain, &place.disks))),
     build: |options, host| {
         let options: Options = options.parse()?;
-        let sampler = Kernel::new(&options, host, clock, Arc::clone(&COUNTED))?;
+        let sampler = Kernel::new(&options, host, clock, COUNTED.of(()))?;
         Ok(Build::blocking(sampler))
     },
     cost: "5 µs a run that finds nothing new, 0.5 µs a record, 3 MB; one read of /dev/kmsg, and of \
@@ -165,9 +166,8 @@ static SUPPRESSED: Metric<0> = Metric::counter(
 /// The table of signatures, compiled by the first run.
 static CLASSIFIER: LazyLock<Result<Classifier, regex::Error>> = LazyLock::new(Classifier::new);
 
-/// What was counted outlives the sampler: one that is built anew reads the ring again, in which the oldest records may have been
-/// written over since.
-static COUNTED: LazyLock<Arc<Mutex<Counted>>> = LazyLock::new(Arc::default);
+/// A sampler that is built anew reads the ring again, in which the oldest records may have been written over since.
+static COUNTED: Kept<(), Shared<Counted>> = Kept::new();
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -253,7 +253,7 @@ struct Kernel {
     /// What `devices` was made of.
     decides: (Vec<String>, Vec<String>),
     /// See [`COUNTED`].
-    counted: Arc<Mutex<Counted>>,
+    counted: Shared<Counted>,
     counts: sysfs::Counts,
     /// When `/sys` was last read.
     looked: Option<Instant>,
@@ -270,7 +270,7 @@ impl Kernel {
         options: &Options,
         host: &Host,
         clock: fn() -> Clock,
-        counted: Arc<Mutex<Counted>>,
+        counted: Shared<Counted>,
     ) -> Result<Self, OptionsError> {
         let place = host.facts().datastore.as_ref();
         let datastore: Vec<String> = place
@@ -425,8 +425,8 @@ impl BlockingSampler for Kernel {
     fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         let classifier =
             CLASSIFIER.as_ref().map_err(|error| SampleError::parse("table.rs", error))?;
-        let counted = Arc::clone(&self.counted);
-        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = self.counted.clone();
+        let mut counted = counted.lock();
         self.open(&mut counted)?;
         self.drain(classifier, &mut counted, out)?;
         self.push(&mut counted.tally, out);

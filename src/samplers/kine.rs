@@ -13,9 +13,11 @@ use async_trait::async_trait;
 use etcd_client::GetOptions;
 use serde::{Deserialize, Serialize};
 
+use crate::etcd::address::Address;
 use crate::etcd::client::{Consistency, PROBE_KEY, Timed};
 use crate::etcd::{Access, Client, Reason, Settings, TlsFiles};
 use crate::host::{EtcdAccess, Facts, Installation};
+use crate::kept::{Kept, Shared};
 use crate::member::Answers;
 use crate::metric::Metric;
 use crate::requests::Requests;
@@ -114,8 +116,22 @@ struct Options {
 struct Kine {
     clients: Vec<Client>,
     tls: Arc<TlsFiles>,
+    counted: Shared<Counted>,
+}
+
+/// By the socket.
+static COUNTED: Kept<Vec<Address>, Shared<Counted>> = Kept::new();
+
+/// What has been counted and seen so far.
+struct Counted {
     requests: Requests,
     answers: Answers,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self { requests: Requests::new(&REQUESTS, BUCKETS), answers: Answers::default() }
+    }
 }
 
 impl Kine {
@@ -123,9 +139,12 @@ impl Kine {
         Self {
             clients: Client::all(access, timeout),
             tls: Arc::clone(&access.tls),
-            requests: Requests::new(&REQUESTS, BUCKETS),
-            answers: Answers::default(),
+            counted: COUNTED.of(access.addresses.clone()),
         }
+    }
+
+    fn export(&self, out: &mut Batch) {
+        self.counted.lock().requests.export(&DURATION, &FAILURES, &SUCCESS, out);
     }
 }
 
@@ -142,10 +161,13 @@ impl AsyncSampler for Kine {
             Timed::of(client.status()),
             Timed::of(client.get(PROBE_KEY, GetOptions::new(), Consistency::Linearizable)),
         );
-        self.requests.record("status", status.took, status.reason());
-        self.requests.record("read", read.took, read.reason());
+        {
+            let requests = &mut self.counted.lock().requests;
+            requests.record("status", status.took, status.reason());
+            requests.record("read", read.took, read.reason());
+        }
         if let Some(error) = read.answer.as_ref().err().and_then(|failure| client.closed(failure)) {
-            self.requests.export(&DURATION, &FAILURES, &SUCCESS, out);
+            self.export(out);
             return Err(error);
         }
         let up = status.said() || read.said();
@@ -158,7 +180,7 @@ impl AsyncSampler for Kine {
                 read.answer.as_ref().err().map(|f| format!("{} ({})", f.text, f.reason.as_str()));
             let why = why.unwrap_or_default();
             out.push(&UP, [], up);
-            self.answers.see("kine", "kine", up, &why, out);
+            self.counted.lock().answers.see("kine", "kine", up, &why, out);
             if !up {
                 out.remark(why);
             }
@@ -169,7 +191,7 @@ impl AsyncSampler for Kine {
         if let Some(header) = read.answer.as_ref().ok().and_then(|read| read.header()) {
             out.push(&REVISION, [], header.revision());
         }
-        self.requests.export(&DURATION, &FAILURES, &SUCCESS, out);
+        self.export(out);
         self.tls.tell(blind, out).await
     }
 }
@@ -292,6 +314,17 @@ mod tests {
         assert_eq!(error.reason(), "permission");
         assert!(error.to_string().contains("kine.sock"), "{error}");
         assert!(client.closed(&failed(Reason::Refused)).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_sampler_that_is_built_anew_for_the_same_socket_counts_on() {
+        let own = serde_json::json!({"endpoint": "/nonexistent/of-two/kine.sock"});
+        for failures in [1.0, 2.0] {
+            let mut out = sampled(build(&own, Facts::default()).unwrap(), 1).await;
+            assert_eq!(out.value(&FAILURES, ["read", "refused"]), Some(failures));
+            let told = if failures == 1.0 { 1 } else { 0 };
+            assert_eq!(out.take_events().len(), told, "it has been down before");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,6 @@
 //! connects anew, and the own counts go on, as they do over a reload.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -18,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::host::{Facts, Host};
+use crate::kept::{Kept, Shared};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -57,7 +57,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         }
         Ok(Build::tasked(Systemd {
             wanted,
-            trackers: remembered(&target),
+            trackers: TRACKERS.of(target.to_string()),
             target,
             timeout: options.timeout,
             bus: None,
@@ -261,15 +261,10 @@ struct Systemd {
 }
 
 /// What is remembered, by name of the unit.
-type Trackers = Arc<Mutex<HashMap<String, Tracker>>>;
+type Trackers = Shared<HashMap<String, Tracker>>;
 
-/// What is remembered of this systemd. It outlives the sampler, which is built anew when the node's
-/// units change: the counts go on, and how a unit ended is not forgotten at that very moment.
-fn remembered(target: &Target) -> Trackers {
-    static KNOWN: LazyLock<Mutex<HashMap<String, Trackers>>> = LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(known.entry(target.to_string()).or_default())
-}
+/// By where systemd is reached: how a unit ended is not forgotten at the very moment when the node's units change.
+static TRACKERS: Kept<String, Trackers> = Kept::new();
 
 /// What one run reads.
 #[derive(Default)]
@@ -349,7 +344,7 @@ impl Systemd {
             out.fail(failure);
         }
         let names: HashSet<&str> = units.iter().map(|(unit, _)| unit.name.as_str()).collect();
-        let mut trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trackers = self.trackers.lock();
         trackers.retain(|name, _| names.contains(name.as_str()));
         for (unit, details) in &units {
             let tracker = trackers.entry(unit.name.clone()).or_default();

@@ -24,7 +24,7 @@ mod superblock;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::child::{ChildError, Slot};
 use crate::config;
 use crate::etcd::Settings;
+use crate::kept::{Kept, Shared};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, absolute, defaults, facts};
@@ -86,7 +87,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         let registry = access.map(|access| Registry::new(&access, options.timeout));
         let rootfs = host.rootfs().to_owned();
         Ok(Build::tasked(Volumes {
-            memory: shared(&rootfs),
+            memory: MEMORIES.of(rootfs.clone()),
             rootfs,
             registry,
             interval: options.interval,
@@ -225,13 +226,8 @@ fn unix(time: SystemTime) -> Option<u64> {
     time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// What is remembered of a root. It outlives the sampler: a reload must not forget it.
-fn shared(rootfs: &Path) -> Arc<Mutex<Memory>> {
-    static MEMORIES: LazyLock<Mutex<HashMap<PathBuf, Arc<Mutex<Memory>>>>> =
-        LazyLock::new(Mutex::default);
-    let mut memories = MEMORIES.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(memories.entry(rootfs.to_owned()).or_default())
-}
+/// What is remembered, by the root of the host.
+static MEMORIES: Kept<PathBuf, Shared<Memory>> = Kept::new();
 
 /// The slot for one kind of work. Slots outlive the sampler: a reload must not start a second child while the first is
 /// held. Those that are free and not asked for are dropped when there are many; `None` when too many are held.
@@ -256,7 +252,7 @@ struct Volumes {
     max_age: Duration,
     /// Nothing where it is switched off, or where there is no folder for it.
     state_file: Option<PathBuf>,
-    memory: Arc<Mutex<Memory>>,
+    memory: Shared<Memory>,
     /// What the state file holds, once it is known.
     kept: Option<Memory>,
     runs: u32,
@@ -298,10 +294,6 @@ impl AsyncSampler for Volumes {
 }
 
 impl Volumes {
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Asks a child. One that is still held is one that still does not answer.
     async fn ask(&self, key: &Path, question: &Question) -> Result<Answer, SampleError> {
         let what = key.display().to_string();
@@ -405,7 +397,7 @@ impl Volumes {
     /// Compares what was seen with what is remembered, and tells what took the place of another filesystem.
     fn judge(&self, mounted: &[Mounted], out: &mut Batch) {
         let Some(now) = unix(SystemTime::now()) else { return };
-        let mut memory = self.memory();
+        let mut memory = self.memory.lock();
         let longhorn = self.longhorn.as_ref();
         for Mounted { name, device, seen } in mounted {
             let volume = longhorn.and_then(|(longhorn, ..)| longhorn.volumes.get(name));
@@ -442,7 +434,7 @@ impl Volumes {
     }
 
     fn export(&self, mounted: &[Mounted], out: &mut Batch) {
-        let memory = self.memory();
+        let memory = self.memory.lock();
         for Mounted { name, device, seen } in mounted {
             let uuid = seen.uuid.as_deref().unwrap_or_default();
             let pv = device.persistent_volume.as_deref().unwrap_or_default();
@@ -499,7 +491,7 @@ impl Volumes {
                 let read = Memory::parse(text.as_bytes());
                 let read = read.map_err(|what| out.fail(SampleError::parse(&path, what)));
                 let read = read.unwrap_or_default();
-                self.memory().recall(read.clone());
+                self.memory.lock().recall(read.clone());
                 self.kept = Some(read);
             }
             Ok(Answer::Loaded(Ok(State::Absent))) => self.kept = Some(Memory::default()),
@@ -513,7 +505,7 @@ impl Volumes {
 
     /// Writes what is remembered, if that has changed since. A file that could not be read is left alone.
     async fn keep(&mut self, out: &mut Batch) {
-        let now = self.memory().clone();
+        let now = self.memory.lock().clone();
         let (Some(path), Some(kept)) = (self.state_file.clone(), &self.kept) else { return };
         if *kept == now {
             return;

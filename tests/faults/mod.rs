@@ -100,8 +100,6 @@ struct Seen {
     silence: u64,
     /// Counters by series, of the process that started at `born`.
     counters: HashMap<String, f64>,
-    /// Beginnings of names of counters that may begin anew.
-    anew: &'static [&'static str],
     born: u64,
     memory: u64,
     end: bool,
@@ -128,7 +126,7 @@ impl Seen {
             }
             let series = format!("{name}{:?}", sample.labels);
             let before = self.counters.entry(series).or_insert(sample.value);
-            if sample.value < *before && !self.anew.iter().any(|start| name.starts_with(start)) {
+            if sample.value < *before {
                 let (labels, now) = (&sample.labels, sample.value);
                 self.wrong.push(format!("{name}{labels:?} went back from {before} to {now}"));
             }
@@ -212,11 +210,6 @@ impl Watch {
         self.did.push_str(&format!("{and}{what}"));
         eprintln!("{}: {what}", self.name);
         breaks()
-    }
-
-    /// Counters whose names begin so may go back: a new sampler for other options or facts begins them anew.
-    fn begins_anew(&self, names: &'static [&'static str]) {
-        lock(&self.seen).anew = names;
     }
 
     /// From now on no answer is expected, until [`Self::hear`].

@@ -1,7 +1,7 @@
 //! A soak: an agent at eighty times its default rates, with everything on that the laboratory can give at once, while
 //! faults come and go at random.
 //!
-//! - Every scrape answers within [`super::BOUND`], and no counter goes back but those of [`ANEW`].
+//! - Every scrape answers within [`super::BOUND`], and no counter goes back.
 //! - Memory, threads, files, children and series are in the last fifth of the quiet moments what they were in the first.
 //! - In the end a fresh agent on the same sources shows the same.
 //!
@@ -42,9 +42,6 @@ const OPEN: usize = 2;
 /// So many series more may be told: a failure is counted by its reason, and each has its first time.
 const REASONS: usize = 60;
 const ALL: &str = "controlplane_";
-/// What begins anew with another interval, and when detection finds another datastore: the kernel's log is read again, and
-/// reaches less far than before.
-const ANEW: &[&str] = &["controlplane_kernel_"];
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -630,7 +627,6 @@ fn an_agent_is_after_many_faults_what_it_was_before() {
     let soak = Soak::start();
     let agent = &soak.agent;
     let mut watch = Watch::of("soak", agent);
-    watch.begins_anew(ANEW);
     let first = agent.scrape();
     eprintln!("{:?}", ups(&first));
     soak.is_well(&first);

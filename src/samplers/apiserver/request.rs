@@ -19,7 +19,7 @@ const MAX_BODY: usize = 64 << 10;
 type Nothing = axum::body::Body;
 
 /// Where a request goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Url {
     pub(super) address: Address,
     /// Path and query.

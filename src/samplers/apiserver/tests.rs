@@ -89,3 +89,16 @@ fn a_server_elsewhere_is_not_shown_this_nodes_certificate() {
     assert!(shown("https://127.0.0.1:7443"));
     assert!(!shown("https://api.example:6443"));
 }
+
+#[test]
+fn a_sampler_that_is_built_anew_for_the_same_url_counts_on() {
+    let urls = BTreeMap::from([("lb".to_owned(), "https://counts.example/".to_owned())]);
+    for failures in [1.0, 2.0] {
+        let own = Options { urls: urls.clone(), ..Options::default() };
+        let targets = own.targets(&Host::at("/nowhere"), SAMPLER.timeout).unwrap();
+        let mut out = Batch::default();
+        let late = Err(request::Failure::late(SAMPLER.timeout));
+        targets[0].judge(vec![(late, SAMPLER.timeout)], &mut out);
+        assert_eq!(out.value(&FAILURES, ["lb", "url", "timeout"]), Some(failures));
+    }
+}

@@ -2,9 +2,8 @@
 
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
-use super::{CLASSIFIER, Counted, Host, Kernel, Log, Options, Quiet, clock};
+use super::{CLASSIFIER, Counted, Host, Kernel, Log, Options, Quiet, Shared, clock};
 use crate::fuzzing;
 use crate::sample::Batch;
 
@@ -17,7 +16,7 @@ pub fn kmsg(bytes: &[u8]) {
     KERNEL.with_borrow_mut(|kernel| {
         let kernel = kernel.get_or_insert_with(|| {
             let host = Host::at("/nonexistent");
-            let made = Kernel::new(&Options::default(), &host, clock, Arc::default());
+            let made = Kernel::new(&Options::default(), &host, clock, Shared::default());
             made.unwrap_or_else(|_| unreachable!("the defaults are valid"))
         });
         kernel.log = Log::new(format!("/proc/self/fd/{}", file.as_raw_fd()).into());

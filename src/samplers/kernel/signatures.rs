@@ -111,6 +111,9 @@ impl OomScope {
     }
 }
 
+/// What the automaton that looks for all patterns at once may take while it grows. With less it starts anew again and again.
+const DFA_BYTES: usize = 8 << 20;
+
 /// The table, compiled.
 pub(super) struct Classifier {
     /// All patterns at once, in the order of the table.
@@ -129,6 +132,7 @@ impl Classifier {
         let set = RegexSetBuilder::new(SIGNATURES.iter().map(|s| s.pattern))
             // The kernel writes ASCII; Unicode classes would cost memory and match too much.
             .unicode(false)
+            .dfa_size_limit(DFA_BYTES)
             .build()?;
         Ok(Self { set, single: SIGNATURES.iter().map(|_| OnceLock::new()).collect() })
     }

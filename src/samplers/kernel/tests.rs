@@ -28,7 +28,7 @@ impl Node {
         let datastore =
             (!chain.is_empty()).then(|| DatastorePlace { chain, ..DatastorePlace::default() });
         let host = Host::at(root.path()).with_facts(Facts { datastore, ..Facts::default() });
-        let kernel = Kernel::new(&Options::default(), &host, fixed, Arc::default()).unwrap();
+        let kernel = Kernel::new(&Options::default(), &host, fixed, Shared::default()).unwrap();
         Self { root, kernel }
     }
 
@@ -245,7 +245,7 @@ fn the_counters_of_sysfs_are_there_on_each_run() {
 fn a_log_that_is_missing_or_closed_fails_with_the_fix() {
     let root = tempfile::tempdir().unwrap();
     let host = Host::at(root.path());
-    let mut kernel = Kernel::new(&Options::default(), &host, fixed, Arc::default()).unwrap();
+    let mut kernel = Kernel::new(&Options::default(), &host, fixed, Shared::default()).unwrap();
     let error = kernel.sample(&mut Batch::default()).unwrap_err();
     assert_eq!(error.reason(), "not_found");
     assert!(error.to_string().contains("mount the host's /dev/kmsg"), "{error}");
@@ -265,11 +265,11 @@ fn a_log_that_is_missing_or_closed_fails_with_the_fix() {
 }
 
 /// What a sampler that has just been built reads of a ring in which this is left.
-fn read_anew(left: &str, ignored: &[&str], counted: &Mutex<Counted>) -> Batch {
+fn read_anew(left: &str, ignored: &[&str], counted: &Shared<Counted>) -> Batch {
     let mut node = Node::new(left);
     node.kernel.log.open().unwrap();
     node.kernel.decides.0 = ignored.iter().map(|&glob| glob.to_owned()).collect();
-    let mut counted = counted.lock().unwrap();
+    let mut counted = counted.lock();
     node.kernel.begin(&mut counted);
     let mut out = Batch::default();
     let classifier = CLASSIFIER.as_ref().unwrap();
@@ -281,7 +281,7 @@ fn read_anew(left: &str, ignored: &[&str], counted: &Mutex<Counted>) -> Batch {
 #[test]
 fn a_sampler_that_is_built_anew_counts_on_although_the_ring_has_turned_over() {
     let record = |number: u64| format!("3,{number},{number}000000,-;{READ}\n");
-    let counted = Mutex::default();
+    let counted = Shared::default();
     let errors = |out: &Batch| out.value(&IO_ERRORS, ["sda", "io", "read"]).unwrap();
     let all: String = (1..=8).map(record).collect();
     assert!((errors(&read_anew(&all, &[], &counted)) - 8.0).abs() < 0.1);

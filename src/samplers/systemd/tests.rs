@@ -126,7 +126,7 @@ impl Fake {
         let target = Target::parse(&address).unwrap();
         Systemd {
             wanted: Wanted::new(&units, &facts).unwrap(),
-            trackers: remembered(&target),
+            trackers: TRACKERS.of(target.to_string()),
             target,
             timeout: Duration::from_secs(5),
             bus: None,

@@ -13,7 +13,7 @@ fn volumes(ignored: &[&str]) -> Volumes {
         ignored: globs(&ignored.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap(),
         max_age: Duration::from_hours(8 * 24),
         state_file: None,
-        memory: Arc::default(),
+        memory: Shared::default(),
         kept: None,
         runs: 0,
         names: HashMap::new(),
