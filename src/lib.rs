@@ -31,6 +31,7 @@ pub mod kept;
 pub mod log;
 pub mod member;
 pub mod metric;
+mod patterns;
 pub mod quiet;
 pub mod requests;
 pub mod runbook;

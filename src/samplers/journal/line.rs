@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use regex::bytes::{Regex, RegexSet, RegexSetBuilder};
+use regex::bytes::Regex;
 use serde::Deserialize;
 
 use super::table::{From, Row, compile};
+use crate::patterns::Patterns;
 
-/// Room for the states that a search builds as it goes, in bytes; with too little it falls back to a much slower way.
-const DFA_BYTES: usize = 8 << 20;
 /// What a pattern captures where a line says how long something took.
 const SECONDS: &str = "seconds";
 
@@ -36,7 +35,7 @@ pub(super) struct Found<'t> {
 /// The table, compiled: all patterns are tested in one pass over a line, and only the row that won is matched again.
 pub(super) struct Classifier {
     rows: Vec<Row>,
-    set: RegexSet,
+    set: Patterns,
     /// The row of each pattern of the set.
     of: Vec<usize>,
     /// The first row with this `msg`.
@@ -65,11 +64,8 @@ impl Classifier {
     /// When all of them together are too large.
     pub(super) fn new(rows: Vec<Row>) -> Result<Self, regex::Error> {
         let with_pattern = || rows.iter().enumerate().filter(|(_, row)| !row.pattern.is_empty());
-        let set = RegexSetBuilder::new(with_pattern().map(|(_, row)| &row.pattern))
-            .unicode(false)
-            .size_limit(32 << 20)
-            .dfa_size_limit(DFA_BYTES)
-            .build()?;
+        let patterns: Vec<_> = with_pattern().map(|(_, row)| &row.pattern).collect();
+        let set = Patterns::new(&patterns)?;
         let of = with_pattern().map(|(n, _)| n).collect();
         let mut msgs = HashMap::new();
         let mut levels = HashMap::new();
@@ -153,7 +149,7 @@ impl Classifier {
 
     fn by_pattern(&self, from: From, text: &[u8]) -> Option<usize> {
         let matches = self.set.matches(text);
-        matches.iter().map(|at| self.of[at]).find(|n| {
+        matches.into_iter().map(|at| self.of[at]).find(|n| {
             let not = self.not[*n].as_ref();
             self.rows[*n].from == from && not.is_none_or(|not| !not.is_match(text))
         })

@@ -6,11 +6,12 @@
 
 use std::sync::OnceLock;
 
-use regex::bytes::{Captures, Regex, RegexBuilder, RegexSet, RegexSetBuilder};
+use regex::bytes::{Captures, Regex, RegexBuilder};
 
 use super::device::whole_disk;
 use super::table::Yields::{Block, Device, DeviceOnNextLine, HungTask, Oom, Suppressed};
 use super::table::{SIGNATURES, Signature};
+use crate::patterns::Patterns;
 use crate::severity::Severity;
 
 /// What one line of a record says.
@@ -111,13 +112,10 @@ impl OomScope {
     }
 }
 
-/// What the automaton that looks for all patterns at once may take while it grows. With less it starts anew again and again.
-const DFA_BYTES: usize = 8 << 20;
-
 /// The table, compiled.
 pub(super) struct Classifier {
     /// All patterns at once, in the order of the table.
-    set: RegexSet,
+    set: Patterns,
     /// The pattern of each row alone, compiled when it first matches: most never do.
     single: Vec<OnceLock<Option<Regex>>>,
 }
@@ -129,11 +127,8 @@ impl Classifier {
     ///
     /// When a pattern is wrong, which the tests rule out.
     pub(super) fn new() -> Result<Self, regex::Error> {
-        let set = RegexSetBuilder::new(SIGNATURES.iter().map(|s| s.pattern))
-            // The kernel writes ASCII; Unicode classes would cost memory and match too much.
-            .unicode(false)
-            .dfa_size_limit(DFA_BYTES)
-            .build()?;
+        let patterns: Vec<_> = SIGNATURES.iter().map(|signature| signature.pattern).collect();
+        let set = Patterns::new(&patterns)?;
         Ok(Self { set, single: SIGNATURES.iter().map(|_| OnceLock::new()).collect() })
     }
 
@@ -153,7 +148,7 @@ impl Classifier {
     fn classify_line(&self, line: &str, next: Option<&str>) -> Option<Hit> {
         // Many drivers end their lines with a blank.
         let line = line.trim_end().as_bytes();
-        let index = self.set.matches(line).iter().next()?;
+        let index = self.set.matches(line).first().copied()?;
         let signature = SIGNATURES.get(index)?;
         let mut hit = Hit {
             id: signature.id,
