@@ -70,15 +70,22 @@ impl Ranges {
         self.0.iter().position(|range| range.keys > SPLIT_ABOVE && !range.solid)
     }
 
-    /// Splits range `at` behind `stem`, with which every key in it begins. Returns the new ranges,
+    /// Splits range `at` behind `stem`, with which every key in it begins, into about twice as many parts as it would need if its
+    /// keys spread evenly: each is a request, and what is still too big is split again. Returns the new ranges,
     /// which are to be counted; none when it cannot be split.
     pub(super) fn split(&mut self, at: usize, stem: &[u8]) -> std::ops::Range<usize> {
         let old = &self.0[at];
         let inside = |bound: &Vec<u8>| *bound > old.from && (*bound < old.to || old.to == [0]);
-        let bounds = ALPHABET.iter().map(|c| [stem, &[*c]].concat()).filter(inside);
+        let bounds: Vec<_> =
+            ALPHABET.iter().map(|c| [stem, &[*c]].concat()).filter(inside).collect();
+        let wanted = usize::try_from(2 * old.keys / SPLIT_ABOVE).unwrap_or(usize::MAX);
+        let cuts = wanted.clamp(1, bounds.len().max(1));
+        // The last of each of `cuts` equal parts of what comes before the end.
+        let chosen = (1..=cuts).map(|cut| cut * (bounds.len() + 1) / (cuts + 1));
+        let chosen = chosen.filter_map(|place| bounds.get(place.saturating_sub(1)).cloned());
         let mut parts = Vec::new();
         let mut from = old.from.clone();
-        for bound in bounds.chain([old.to.clone()]) {
+        for bound in chosen.chain([old.to.clone()]) {
             parts.push(Range::new(std::mem::replace(&mut from, bound.clone()), bound));
         }
         if parts.len() < 2 {
