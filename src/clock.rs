@@ -1,7 +1,7 @@
 //! Whether the kernel's clock is kept right, and how wrong it may be.
 //!
-//! The only module with `unsafe`: `adjtimex(2)` is the one way to ask the kernel, and no library of ours has a safe call
-//! of it. Asked to change nothing, it needs no right; systemd's `ProtectClock=` and system call filters refuse it all the
+//! One of two modules with `unsafe`, beside the system calls of BPF: `adjtimex(2)` is the one way to ask the kernel, and no
+//! library of ours has a safe call of it. Asked to change nothing, it needs no right; systemd's `ProtectClock=` and system call filters refuse it all the
 //! same.
 
 #![expect(unsafe_code, reason = "adjtimex(2) has no safe wrapper")]

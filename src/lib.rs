@@ -14,6 +14,7 @@
 //! map with the reasons.
 
 pub mod access;
+mod bpf;
 pub mod catalog;
 pub mod certificate;
 pub mod check;

@@ -163,6 +163,31 @@ impl Histogram {
         self.native.observe(value);
     }
 
+    /// Counts values that were sorted elsewhere, by [`Self::cells`]: so many that lie in the cell that ends at this bound.
+    pub fn observe_cell(&mut self, bound: f64, count: u64) {
+        if count > 0 {
+            let bucket = self.bounds.partition_point(|known| *known < bound);
+            self.counts[bucket] += count;
+            self.native.add(bound, count);
+        }
+    }
+
+    /// Adds the sum of values that [`Self::observe_cell`] counted.
+    pub fn add_sum(&mut self, sum: f64) {
+        self.sum += sum;
+    }
+
+    /// All bounds of both kinds of bucket between two powers of two, ascending; the last is infinite. What is sorted by these
+    /// lies in one bucket of each kind.
+    pub fn cells(&self, powers: std::ops::Range<i32>) -> Vec<f64> {
+        let native = (powers.start * 8..=powers.end * 8).map(Native::bound);
+        let mut all: Vec<f64> = self.bounds.iter().copied().chain(native).collect();
+        all.sort_by(f64::total_cmp);
+        all.dedup();
+        all.push(f64::INFINITY);
+        all
+    }
+
     /// How many values were counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -176,6 +201,13 @@ impl Histogram {
     /// The same values in the buckets of a native histogram.
     pub fn native(&self) -> &Native {
         &self.native
+    }
+
+    /// Adds what another distribution with the same bounds counted; classic buckets only.
+    pub fn add(&mut self, other: &Self) {
+        debug_assert_eq!(self.bounds, other.bounds);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.sum += other.sum;
     }
 
     /// A copy without the native buckets, for whoever keeps many.
@@ -262,15 +294,26 @@ impl Native {
     ];
 
     fn observe(&mut self, value: f64) {
+        self.add(value, 1);
+    }
+
+    fn add(&mut self, value: f64, count: u64) {
         if value.is_nan() || value <= Self::ZERO_THRESHOLD {
-            self.zeros += 1;
+            self.zeros += count;
             return;
         }
         let index = Self::index(value);
         match self.buckets.binary_search_by_key(&index, |(index, _)| *index) {
-            Ok(at) => self.buckets[at].1 += 1,
-            Err(at) => self.buckets.insert(at, (index, 1)),
+            Ok(at) => self.buckets[at].1 += count,
+            Err(at) => self.buckets.insert(at, (index, count)),
         }
+    }
+
+    /// Where the bucket with this number ends.
+    fn bound(index: i32) -> f64 {
+        // 2^(8 n) is the first of the fractions, a half, times 2^(n + 1).
+        let fraction = Self::FRACTIONS[usize::try_from(index.rem_euclid(8)).unwrap_or_default()];
+        fraction * f64::from(index.div_euclid(8) + 1).exp2()
     }
 
     /// The bucket with the number `i` holds what is above 2^((i-1)/8) and not above 2^(i/8).

@@ -18,6 +18,7 @@
 //! would have seen one slow sync among thousands.
 
 mod flushes;
+mod passive;
 mod place;
 mod probe;
 mod threads;
@@ -35,6 +36,7 @@ use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{BlockingSampler, Build, OptionsError, SamplerDef, defaults, facts};
 
+use passive::Passive;
 use place::{Device, Target};
 use probe::Question;
 use watch::{Cells, STALLS, Watch};
@@ -56,6 +58,15 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         DEVICE_FLUSHES.desc(),
         DEVICE_FLUSH_SECONDS.desc(),
         THREAD_BLOCKED.desc(),
+        DATASTORE_DURATION.desc(),
+        DATASTORE_STALLS.desc(),
+        DATASTORE_FAILURES.desc(),
+        DATASTORE_LAST_FAILURE.desc(),
+        DATASTORE_INFLIGHT.desc(),
+        DATASTORE_SOURCE.desc(),
+        DEVICE_REQUESTS.desc(),
+        DEVICE_ERRORS.desc(),
+        DEVICE_LAST_ERROR.desc(),
     ],
     defaults: defaults::<Options>,
     uses: |all| {
@@ -74,7 +85,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             .map(|target| Probe::new(target, host, options.interval))
             .collect();
         let threads = threads::Threads::new(host.path("/proc"), processes(host.facts()));
-        Ok(Build::blocking(Fdatasync { host: host.clone(), probes, threads }))
+        let passive = passive::Source::new(own.passive, host);
+        Ok(Build::blocking(Fdatasync { host: host.clone(), probes, threads, passive }))
     },
     cost: "1 ms of CPU a run with 60 threads of the datastore, and 0.3 ms in the child for each sync; \
            5 MiB resident for each child; a sync writes 13 KiB on ext4, 7 KiB on xfs, 74 KiB on btrfs",
@@ -127,6 +139,53 @@ static THREAD_BLOCKED: Metric<1> = Metric::gauge(
     ["process"],
 );
 
+static DATASTORE_DURATION: Metric<3> = Metric::histogram(
+    "controlplane_fdatasync_datastore_duration_seconds",
+    "What the datastore's own syncs took, as the kernel saw them: fdatasync and fsync from entry to return, and dqlite's asynchronous writes. By file: wal, db, or unknown without the right to look. Weighted by operation, where the probe's are weighted by time.",
+    ["process", "file", "op"],
+);
+static DATASTORE_STALLS: Metric<2> = Metric::counter(
+    "controlplane_fdatasync_datastore_stalls_total",
+    "Syncs of the datastore's log that took longer than the threshold, in seconds; counted when they have ended.",
+    ["process", "threshold"],
+);
+static DATASTORE_FAILURES: Metric<3> = Metric::counter(
+    "controlplane_fdatasync_datastore_failures_total",
+    "Syncs of the datastore that the kernel answered with an error.",
+    ["process", "file", "op"],
+);
+static DATASTORE_LAST_FAILURE: Metric<1> = Metric::gauge(
+    "controlplane_fdatasync_datastore_failure_last_timestamp_seconds",
+    "When a sync of the datastore was last seen to fail, in Unix time.",
+    ["process"],
+);
+static DATASTORE_INFLIGHT: Metric<1> = Metric::gauge(
+    "controlplane_fdatasync_datastore_inflight_seconds",
+    "How long the datastore's oldest sync that has not ended yet has taken so far; 0 when none is under way.",
+    ["process"],
+);
+static DATASTORE_SOURCE: Metric<2> = Metric::info(
+    "controlplane_fdatasync_datastore_source_info",
+    "That syncs of the datastore's own have been counted within five minutes, and how they are seen: fentry, or tracepoint, which slows every system call of the node a little. The device is that of the datastore, under the probe's name for it, or empty where that is not known.",
+    ["source", "device"],
+);
+
+static DEVICE_REQUESTS: Metric<2> = Metric::histogram(
+    "controlplane_fdatasync_device_request_duration_seconds",
+    "Requests that a disk of the datastore answered well, from when the kernel handed them to its driver. By op: read, write, flush, discard, other.",
+    ["device", "op"],
+);
+static DEVICE_ERRORS: Metric<3> = Metric::counter(
+    "controlplane_fdatasync_device_errors_total",
+    "Requests of any disk that failed, as the block layer saw them, by its status: medium, ioerr, timeout, transport, target, protection, nospc, again, notsupp, other.",
+    ["device", "op", "status"],
+);
+static DEVICE_LAST_ERROR: Metric<1> = Metric::gauge(
+    "controlplane_fdatasync_device_error_last_timestamp_seconds",
+    "When a request of a disk of the datastore was last seen to fail, in Unix time; again and notsupp are no failures.",
+    ["device"],
+);
+
 /// The datastore's processes where detection names none.
 const PROCESSES: [&str; 4] = ["etcd", "k3s-server", "k8s-dqlite", "kine"];
 /// More paths than this are a mistake: each is a process.
@@ -141,6 +200,9 @@ struct Options {
     /// Directories whose filesystems are measured; empty: the datastore's.
     #[serde(deserialize_with = "crate::config::list")]
     paths: Vec<PathBuf>,
+    /// Whether the datastore's own syncs are seen in the kernel: `auto`, where that costs other system calls nothing;
+    /// `tracepoints`, where it slows each of them a little as well; `off`.
+    passive: Passive,
 }
 
 /// Each path to probe, with the host directories in which the probe may create its file: one of them
@@ -258,6 +320,7 @@ struct Fdatasync {
     host: Host,
     probes: Vec<Probe>,
     threads: threads::Threads,
+    passive: passive::Source,
 }
 
 impl BlockingSampler for Fdatasync {
@@ -273,18 +336,23 @@ impl BlockingSampler for Fdatasync {
         let unknown = self.probes.iter().any(|probe| probe.cells.figures().device.is_none());
         let mounts = unknown.then(|| Mounts::read(&self.host).ok()).flatten();
         let mut disks = BTreeSet::new();
+        let mut devices = BTreeSet::new();
         for probe in &self.probes {
             let device = probe.device(mounts.as_ref());
             probe.report(&device.label, out);
             disks.extend(device.disks);
+            devices.insert(device.label);
         }
         if let Some(place) = &self.host.facts().datastore {
             disks.extend(place.disks.iter().cloned());
         }
-        self.flushes(&disks.into_iter().collect::<Vec<_>>(), out);
+        self.flushes(&disks.iter().cloned().collect::<Vec<_>>(), out);
         for (process, blocked) in self.threads.look(Instant::now()) {
             out.push(&THREAD_BLOCKED, [&process], blocked);
         }
+        devices.extend(disks);
+        let own = place::of_datastore(self.host.facts());
+        self.passive.look(self.threads.processes(), own.as_ref(), &devices, out);
         Ok(())
     }
 }

@@ -43,6 +43,7 @@ mod settings;
 mod shipped;
 mod snap;
 mod static_pod;
+mod syncs;
 mod systemd;
 mod timeline;
 mod volume;

@@ -106,7 +106,12 @@ fn detected(facts: &Facts) -> Target {
 
 /// The device that detection found under the datastore, if this is its path.
 fn known_device(path: &Path, facts: &Facts) -> Option<Device> {
-    let place = facts.datastore.as_ref().filter(|place| place.path == path)?;
+    of_datastore(facts).filter(|_| facts.datastore.as_ref().is_some_and(|place| place.path == path))
+}
+
+/// The device that detection found under the datastore.
+pub(super) fn of_datastore(facts: &Facts) -> Option<Device> {
+    let place = facts.datastore.as_ref()?;
     Some(Device::of(&place.chain, &place.disks, &place.source))
 }
 

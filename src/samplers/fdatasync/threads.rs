@@ -82,6 +82,11 @@ impl Threads {
         longest
     }
 
+    /// The processes as last seen.
+    pub(super) fn processes(&self) -> &[(u32, String)] {
+        &self.processes
+    }
+
     fn scan(&self) -> Vec<(u32, String)> {
         let comm = |pid| read(&self.proc.join(format!("{pid}/comm")));
         numbers(&self.proc)

@@ -31,6 +31,20 @@ impl Dqlite {
         command.arg(program);
         command
     }
+
+    /// The member under another name, which the kernel takes from the file that is executed: that of the loader.
+    fn command_as(self, name: &str, at: &Path) -> Command {
+        let folder = self.folder().join("usr");
+        let libraries = folder.join("lib/x86_64-linux-gnu");
+        let loader = at.join(name);
+        if !loader.exists() {
+            std::os::unix::fs::symlink(libraries.join("ld-linux-x86-64.so.2"), &loader)
+                .expect("a link to the loader");
+        }
+        let mut command = bound_command(loader);
+        command.arg("--library-path").arg(libraries).arg(folder.join("bin/dqlite-demo"));
+        command
+    }
 }
 
 /// Certificate and key in a folder.
@@ -56,6 +70,8 @@ impl Member {
 /// A running cluster. Members are counted from 0.
 pub(crate) struct Cluster {
     version: Dqlite,
+    /// What the kernel is to call its processes.
+    name: Option<&'static str>,
     members: Vec<Member>,
     folder: tempfile::TempDir,
 }
@@ -70,10 +86,26 @@ impl Cluster {
     /// The same, with the directory of the last member in this folder.
     #[track_caller]
     pub(crate) fn start_on(version: Dqlite, members: usize, last: Option<&Path>) -> Self {
+        Self::start_named(version, members, last, None)
+    }
+
+    /// A cluster whose processes have this name.
+    #[track_caller]
+    pub(crate) fn start_as(name: &'static str, version: Dqlite, members: usize) -> Self {
+        Self::start_named(version, members, None, Some(name))
+    }
+
+    #[track_caller]
+    fn start_named(
+        version: Dqlite,
+        members: usize,
+        last: Option<&Path>,
+        name: Option<&'static str>,
+    ) -> Self {
         let folder = temp_dir("dqlite");
         let place = |i| if i + 1 == members { last } else { None };
         let members = (0..members).map(|i| Member::new(place(i))).collect();
-        let mut cluster = Self { version, members, folder };
+        let mut cluster = Self { version, name, members, folder };
         cluster.certificate();
         for i in 0..cluster.members.len() {
             cluster.launch(i);
@@ -106,7 +138,10 @@ impl Cluster {
     /// Starts (or starts again) a member and returns at once.
     #[track_caller]
     pub(crate) fn launch(&mut self, i: usize) {
-        let mut command = self.version.command("dqlite-demo");
+        let mut command = match self.name {
+            Some(name) => self.version.command_as(name, self.folder.path()),
+            None => self.version.command("dqlite-demo"),
+        };
         command.args(self.flags(i)).arg("--verbose");
         if self.version == Dqlite::V118Tls {
             let [cert, key] = pair(self.folder.path());
