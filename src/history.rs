@@ -11,8 +11,18 @@ use tokio::time::Instant;
 use crate::sample::{Batch, Value};
 
 /// What is kept: the metric, how far back, and how often.
-const KEPT: [(&str, Duration, Duration); 8] = [
+const KEPT: [(&str, Duration, Duration); 10] = [
     ("controlplane_fdatasync_duration_seconds", Duration::from_mins(15), Duration::from_mins(1)),
+    (
+        "controlplane_fdatasync_datastore_duration_seconds",
+        Duration::from_mins(15),
+        Duration::from_mins(1),
+    ),
+    (
+        "controlplane_fdatasync_datastore_stalls_total",
+        Duration::from_mins(10),
+        Duration::from_mins(1),
+    ),
     ("controlplane_fdatasync_stalls_total", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_etcd_request_duration_seconds", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),

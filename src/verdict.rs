@@ -7,6 +7,7 @@
 
 mod api;
 mod court;
+mod disk;
 mod expiry;
 mod log;
 mod microk8s;

@@ -143,7 +143,7 @@ impl<'a> Court<'a> {
     pub(super) fn recent(&self, series: &Series, span: Duration) -> Option<Histogram> {
         let Value::Histogram(now) = &series.value else { return None };
         match self.store.before(series.metric, &series.labels, span) {
-            Some((Value::Histogram(then), _)) if then.count() < now.count() => {
+            Some((Value::Histogram(then), age)) if age >= span || then.count() < now.count() => {
                 Some(now.since(&then))
             }
             _ => Some(now.clone()),

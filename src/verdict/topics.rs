@@ -1,11 +1,10 @@
 //! What is judged, topic by topic.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::court::{Court, Figure, by_table, limit, rows};
 use super::{Health, Measure, Topic, Verdict, bytes, length, percent};
-use crate::sample::Value;
 use crate::self_metrics::State;
 use crate::thresholds::{self, Threshold, Unit};
 
@@ -93,113 +92,6 @@ impl Court<'_> {
                 &what,
                 Some(kill.value.as_number()),
             );
-        }
-    }
-
-    pub(super) fn disk(&mut self) {
-        for series in self.all("controlplane_fdatasync_duration_seconds") {
-            let place = series.labels[0].clone();
-            let recent = self.recent(&series, Duration::from_mins(15));
-            let p90 = recent.and_then(|recent| recent.quantile(0.9));
-            // As long as no sync has ended, the one in flight is all that is known.
-            let labels: Vec<&str> = series.labels.iter().map(String::as_str).collect();
-            let age = self.number("controlplane_fdatasync_inflight_seconds", &labels);
-            let known = match (p90, age.filter(|age| *age > 0.0)) {
-                (Some(p90), _) => Some((p90, length(p90))),
-                (None, Some(age)) => {
-                    Some((age, format!("at least {}, none has ended", length(age))))
-                }
-                (None, None) => None,
-            };
-            if let Some((p90, figure)) = known {
-                let what = format!("syncs in {place}, p90 of 15 minutes");
-                self.measure(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncSlow",
-                    "syncs, p90 of 15 minutes",
-                    &what,
-                    Figure::new("sync_p90", p90, figure),
-                );
-            }
-        }
-        self.syncs_that_never_were();
-        for series in self.all("controlplane_fdatasync_stalls_total") {
-            if series.labels[2] == "1" {
-                let (stalls, figure) = self.growth(&series, Duration::from_mins(10));
-                let what = format!("syncs above 1 s in {} in 10 minutes", series.labels[0]);
-                self.measure(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncStalls",
-                    "syncs above 1 s in 10 minutes",
-                    &what,
-                    Figure::new("sync_stalls", stalls, figure),
-                );
-            }
-        }
-        for series in self.all("controlplane_fdatasync_inflight_seconds") {
-            let age = series.value.as_number();
-            let what = format!("sync in flight in {}", series.labels[0]);
-            let figure = if age > 0.0 { length(age) } else { "none".into() };
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDiskSyncStuck",
-                "sync in flight",
-                &what,
-                Figure::new("sync_inflight", age, figure),
-            );
-        }
-        for series in self.all("controlplane_fdatasync_thread_blocked_seconds") {
-            let age = series.value.as_number();
-            let what = format!("thread of {} blocked in the kernel", series.labels[0]);
-            let figure = if age > 0.0 { length(age) } else { "none".into() };
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDatastoreThreadBlocked",
-                "thread blocked in the kernel",
-                &what,
-                Figure::new("thread_blocked", age, figure),
-            );
-        }
-        let failed = self.all("controlplane_fdatasync_failures_total");
-        for series in self.all("controlplane_fdatasync_failure_last_timestamp_seconds") {
-            let of_disk = failed.iter().any(|f| {
-                f.labels[..2] == series.labels[..]
-                    && !thresholds::NO_FAULT_OF_THE_DISK.contains(&f.labels[3].as_str())
-            });
-            if of_disk {
-                let what = format!("last failed sync in {}", series.labels[0]);
-                self.since(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncFailing",
-                    "time since the last failed sync",
-                    &what,
-                    Some(series.value.as_number()),
-                );
-            }
-        }
-    }
-
-    /// A path on which no sync has ever ended, and none is under way, is not well but unknown.
-    fn syncs_that_never_were(&mut self) {
-        let durations = self.all("controlplane_fdatasync_duration_seconds");
-        let mut said = BTreeSet::new();
-        for failed in self.all("controlplane_fdatasync_failures_total") {
-            let [path, device, step, errno] = &failed.labels[..] else { continue };
-            let ended = durations.iter().any(|series| {
-                let count = if let Value::Histogram(all) = &series.value { all.count() } else { 0 };
-                series.labels[0] == *path && count > 0
-            });
-            let age = self.number("controlplane_fdatasync_inflight_seconds", &[path, device]);
-            if failed.value.as_number() > 0.0
-                && !ended
-                && age.is_none_or(|age| age <= 0.0)
-                && said.insert(path.clone())
-            {
-                let what = format!("syncs in {path}");
-                let figure = format!("none has ever ended: {step} fails with {errno}");
-                let alert = "ControlPlaneDiskSyncFailing";
-                self.say(Topic::Disk, Health::Unknown, alert, &what, figure);
-            }
         }
     }
 
@@ -654,6 +546,7 @@ pub(super) mod tests {
     /// Where figures are judged.
     const SOURCES: &[&str] = &[
         include_str!("topics.rs"),
+        include_str!("disk.rs"),
         include_str!("microk8s.rs"),
         include_str!("expiry.rs"),
         include_str!("log.rs"),

@@ -308,6 +308,9 @@ fn the_rules_have_the_thresholds_of_the_table_and_no_others() {
         .collect();
     in_rules.sort();
     in_table.sort();
+    // A limit is one, though two sources may be held against it.
+    in_rules.dedup();
+    in_table.dedup();
     assert_eq!(in_rules, in_table, "alerts/*.rules.yaml and src/thresholds.rs");
 }
 

@@ -126,7 +126,7 @@ impl Lab {
                  timeout: 2s, expected_members: 3}}\n\
                  registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
                  journal: {{enabled: false}}\n\
-                 fdatasync: {{paths: ['{path}'], interval: 200ms}}\n\
+                 fdatasync: {{paths: ['{path}'], interval: 200ms, passive: tracepoints}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
                  settings: {{interval: 1s}}\n\
                  apiserver: {{urls: {{etcd: 'http://127.0.0.1:{health}/health'}}, interval: 1s}}\n\
