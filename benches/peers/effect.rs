@@ -137,7 +137,7 @@ fn syncs(node: &Node, rounds: usize, length: Duration) -> Pairs {
 
 /// Runs fio and gives its latencies of `fdatasync` in seconds, each with the number of times it stands for: a hundred
 /// in all for those percentiles that fio tells.
-fn fio(folder: &Path, length: Duration, pace: Option<Duration>) -> Vec<(usize, f64)> {
+pub(super) fn fio(folder: &Path, length: Duration, pace: Option<Duration>) -> Vec<(usize, f64)> {
     let mut command = bound_command(program("fio"));
     command
         .args(["--name=wal", "--rw=write", "--ioengine=sync", "--fdatasync=1", "--size=22m"])

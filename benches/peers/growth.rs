@@ -93,7 +93,7 @@ fn figures(agent: &Server, what: &'static str, size: usize, sampler: &'static st
 }
 
 /// Nothing but this sampler, and what the agent says of itself.
-fn only(sampler: &str) -> String {
+pub(super) fn only(sampler: &str) -> String {
     let others = [
         "etcd",
         "dqlite",

@@ -1,6 +1,6 @@
 //! The agent against its peers, what it costs those it watches, and how its costs grow: `make bench`.
 //!
-//! `cargo bench --bench peers -- peers effect growth` runs these parts, all of them without a name; `trial` makes
+//! `cargo bench --bench peers -- peers effect growth passive` runs these parts, all of them without a name; `trial` makes
 //! them short. Everything is real: etcd, systemd in a container, a disk. What is compared is measured in the same run, in
 //! rounds whose order changes, and told as medians and ratios of rounds, because a machine is never quite silent. Tables go
 //! into `docs/performance.md`, raw data into `docs/performance/`, below `BENCH_DOCS` where that is set.
@@ -16,6 +16,7 @@ mod growth;
 mod lab;
 mod load;
 mod node;
+mod passive;
 mod peers;
 mod report;
 mod server;
@@ -30,8 +31,12 @@ enum Size {
 }
 
 type Part = fn(Size);
-const PARTS: [(&str, Part); 3] =
-    [("peers", peers::run), ("effect", effect::run), ("growth", growth::run)];
+const PARTS: [(&str, Part); 4] = [
+    ("peers", peers::run),
+    ("effect", effect::run),
+    ("growth", growth::run),
+    ("passive", passive::run),
+];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -39,6 +44,12 @@ fn main() {
         && mode == "--serve-empty"
     {
         server::serve_empty(address.parse().expect("an address"), bytes.parse().expect("a number"));
+        return;
+    }
+    if let [mode, calls] = &args[..]
+        && mode == "--call"
+    {
+        passive::call(calls.parse().expect("a number"));
         return;
     }
     let has = |name: &str| args.iter().any(|arg| arg == name);
