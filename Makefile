@@ -31,7 +31,7 @@ demo: setup-build ## A cluster on this machine whose disk breaks, and the page t
 test: setup ## Everything that must pass, with the seconds of each group
 	@tests/run.sh
 
-test-long: setup ## What takes longer than `make test` may (an hour and a half): many polls, fuzzing, a flood of logs, all faults, a soak in them, and incidents; writes docs/long-tests.md
+test-long: setup ## What takes longer than `make test` may (an hour and a half): many polls, fuzzing, another kernel in an emulated machine, a flood of logs, all faults, a soak in them, and incidents; writes docs/long-tests.md
 	@tests/setup.sh fuzz
 	@tests/long.sh
 

@@ -49,7 +49,7 @@ month() { MONTH=1 cargo test --locked --test it -- weeks_of_a_healthy_cluster_pa
 flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
 soak() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 faults::soak::; }
 
-all=(polls month fuzz static flood faults soak incidents)
+all=(polls month fuzz static fentry flood faults soak incidents)
 parts=("$@")
 if [ $# = 0 ]; then parts=("${all[@]}"); fi
 for name in "${parts[@]}"; do
@@ -61,6 +61,7 @@ for name in "${parts[@]}"; do
       tests/setup.sh static aarch64 &&
         part static "the static binary built in two folders, and for aarch64" tests/reproducible.sh || failed=1
       ;;
+    fentry) part fentry "the datastore's own syncs through fentry on Debian's stock kernel, and locked down" tests/fentry.sh ;;
     flood) part flood "100,000 lines a second offered to journald for a minute, followed by the agent" flood ;;
     faults) part faults "each fault of the matrix: [reliability.md](reliability.md)" tests/faults.sh ;;
     soak) part soak "faults at random, two at times, at eighty times the default rates; what the agent is and shows afterwards" soak ;;

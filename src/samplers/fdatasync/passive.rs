@@ -144,6 +144,9 @@ impl Source {
         if let Some(Inside { maps, bounds, syncs, block }) = &mut known.inside {
             if let Some(syncs) = syncs {
                 seen = !processes.is_empty();
+                if let Some(why) = &syncs.refused {
+                    out.remark(why);
+                }
                 let read = syncs.look(maps, processes, &self.proc, bounds, &mut known.syncs);
                 told(read, out);
                 if seen && known.syncs.is_fed() {

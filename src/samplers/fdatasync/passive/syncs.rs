@@ -25,6 +25,8 @@ use super::programs::{self, Call, MAX_FLIGHTS, MAX_SYNCS, MAX_TARGETS, Maps, Tim
 #[derive(Debug)]
 pub(super) struct Syncs {
     pub(super) way: Way,
+    /// Why asynchronous writes are not seen.
+    pub(super) refused: Option<String>,
     _programs: Vec<Attached>,
     targets: HashMap<u32, String>,
     reader: Reader,
@@ -144,13 +146,17 @@ impl Syncs {
                 Err(error) => return Err(error),
             };
         // A kernel without asynchronous writes, or too old to tell their answers, has the rest.
-        match attach_all(&programs::writes(maps, way), way, types) {
-            Ok(more) => attached.extend(more),
-            Err(error) => tracing::info!(%error, "asynchronous writes of dqlite are not seen"),
-        }
+        let refused = match attach_all(&programs::writes(maps, way), way, types) {
+            Ok(more) => {
+                attached.extend(more);
+                None
+            }
+            Err(error) => Some(format!("asynchronous writes, as dqlite's, are not seen: {error}")),
+        };
         tracing::info!(?way, "the datastore's own syncs are seen");
         Ok(Self {
             way,
+            refused,
             _programs: attached,
             targets: HashMap::new(),
             reader: Reader::default(),
