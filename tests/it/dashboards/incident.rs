@@ -117,6 +117,8 @@ impl Lab {
             );
             let others = "kernel: {enabled: false}\nsystemd: {enabled: false}\nsnap: {enabled: false}\n\
                           volume: {enabled: false}\n";
+            // It sees the processes of all three.
+            let seen = if member == 0 { "tracepoints" } else { "off" };
             let (pki, leaf) = (&cluster.pki, &cluster.pki.client);
             let health = cluster.metrics_port(member);
             let (ca, cert, saved) =
@@ -126,7 +128,7 @@ impl Lab {
                  timeout: 2s, expected_members: 3}}\n\
                  registry_keys: {{interval: 1s, prefixes: {{}}}}\n\
                  journal: {{enabled: false}}\n\
-                 fdatasync: {{paths: ['{path}'], interval: 200ms, passive: tracepoints}}\n\
+                 fdatasync: {{paths: ['{path}'], interval: 200ms, passive: {seen}}}\n\
                  filesystem: {{paths: ['{path}'], interval: 1s}}\n\
                  settings: {{interval: 1s}}\n\
                  apiserver: {{urls: {{etcd: 'http://127.0.0.1:{health}/health'}}, interval: 1s}}\n\
