@@ -133,5 +133,5 @@ pub(crate) fn call(calls: u32) {
     };
     let getppid = each(&|| _ = rustix::process::getppid());
     let sync = each(&|| memory.sync_data().expect("a sync"));
-    println!("{getppid:e} {sync:e}");
+    writeln!(std::io::stdout(), "{getppid:e} {sync:e}").expect("a reader");
 }
