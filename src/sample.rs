@@ -157,10 +157,8 @@ impl Histogram {
 
     /// Counts one value.
     pub fn observe(&mut self, value: f64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[bucket] += 1;
-        self.sum += value;
-        self.native.observe(value);
+        self.observe_cell(value, 1);
+        self.add_sum(value);
     }
 
     /// Counts values that were sorted elsewhere, by [`Self::cells`]: so many that lie in the cell that ends at this bound.
@@ -292,10 +290,6 @@ impl Native {
         0.840_896_415_253_714_5,
         0.917_004_043_204_671_2,
     ];
-
-    fn observe(&mut self, value: f64) {
-        self.add(value, 1);
-    }
 
     fn add(&mut self, value: f64, count: u64) {
         if value.is_nan() || value <= Self::ZERO_THRESHOLD {

@@ -30,12 +30,12 @@ pub(crate) struct Attached {
     _program: OwnedFd,
 }
 
-/// Loads a program and attaches it where `hook` says; of a tracepoint with its `id`.
+/// Loads a program and attaches it where `hook` says.
 ///
 /// # Errors
 ///
 /// A sentence with the program's name, the step, and what the kernel says.
-pub(crate) fn attach(name: &str, hook: Hook, id: u64, code: &[u64]) -> io::Result<Attached> {
+pub(crate) fn attach(name: &str, hook: Hook, code: &[u64]) -> io::Result<Attached> {
     let program = match sys::load(name, hook, code, &mut []) {
         Ok(program) => program,
         Err(error) => {
@@ -43,7 +43,7 @@ pub(crate) fn attach(name: &str, hook: Hook, id: u64, code: &[u64]) -> io::Resul
         }
     };
     let link = match hook {
-        Hook::Tracepoint => sys::attach_tracepoint(&program, id),
+        Hook::Tracepoint(id) => sys::attach_tracepoint(&program, id),
         Hook::Entry(_) | Hook::Exit(_) | Hook::Typed(_) => sys::attach_typed(&program),
     };
     let link = link.map_err(|error| told(&format!("attaching {name}"), &error))?;

@@ -34,8 +34,8 @@ pub(crate) enum MapKind {
 /// What a program is attached to: its `enum bpf_prog_type`, and `enum bpf_attach_type` where there is one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hook {
-    /// A classic tracepoint, through a perf event.
-    Tracepoint,
+    /// The classic tracepoint with this number, through a perf event.
+    Tracepoint(u64),
     /// The entry of the kernel's function with this number in its BTF.
     Entry(u32),
     /// The return of that function.
@@ -220,7 +220,7 @@ pub(super) fn load(name: &str, hook: Hook, code: &[u64], log: &mut [u8]) -> io::
     const TRACEPOINT: u32 = 5;
     const TRACING: u32 = 26;
     let (kind, attach, of) = match hook {
-        Hook::Tracepoint => (TRACEPOINT, 0, 0),
+        Hook::Tracepoint(_) => (TRACEPOINT, 0, 0),
         Hook::Typed(of) => (TRACING, 23, of),
         Hook::Entry(of) => (TRACING, 24, of),
         Hook::Exit(of) => (TRACING, 25, of),

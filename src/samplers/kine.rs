@@ -13,9 +13,8 @@ use async_trait::async_trait;
 use etcd_client::GetOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::etcd::address::Address;
 use crate::etcd::client::{Consistency, PROBE_KEY, Timed};
-use crate::etcd::{Access, Client, Reason, Settings, TlsFiles};
+use crate::etcd::{Access, Address, Client, Reason, Settings, TlsFiles};
 use crate::host::{EtcdAccess, Facts, Installation};
 use crate::kept::{Kept, Shared};
 use crate::member::Answers;

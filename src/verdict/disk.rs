@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::court::{Court, Figure};
 use super::{Health, Topic, length};
-use crate::sample::{Histogram, Value};
+use crate::sample::{Histogram, Series, Value};
 use crate::thresholds;
 
 /// Names the device on which the datastore's own syncs are seen.
@@ -39,52 +39,27 @@ impl Court<'_> {
             };
             if let Some((p90, figure)) = known {
                 let what = format!("syncs in {place}, p90 of 15 minutes");
-                self.measure(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncSlow",
-                    "syncs, p90 of 15 minutes",
-                    &what,
-                    Figure::new("sync_p90", p90, figure),
-                );
+                self.slow(&what, p90, figure);
             }
         }
         self.syncs_that_never_were();
         for series in self.all("controlplane_fdatasync_stalls_total") {
             if series.labels[2] == "1" && !own.contains(&series.labels[1]) {
-                let (stalls, figure) = self.growth(&series, Duration::from_mins(10));
                 let what = format!("syncs above 1 s in {} in 10 minutes", series.labels[0]);
-                self.measure(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncStalls",
-                    "syncs above 1 s in 10 minutes",
-                    &what,
-                    Figure::new("sync_stalls", stalls, figure),
-                );
+                self.stalls(&what, &series);
             }
         }
         for series in self.all("controlplane_fdatasync_inflight_seconds") {
-            let age = series.value.as_number();
             let what = format!("sync in flight in {}", series.labels[0]);
-            let figure = if age > 0.0 { length(age) } else { "none".into() };
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDiskSyncStuck",
-                "sync in flight",
-                &what,
-                Figure::new("sync_inflight", age, figure),
-            );
+            self.stuck(&what, &series);
         }
         for series in self.all("controlplane_fdatasync_thread_blocked_seconds") {
-            let age = series.value.as_number();
             let what = format!("thread of {} blocked in the kernel", series.labels[0]);
-            let figure = if age > 0.0 { length(age) } else { "none".into() };
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDatastoreThreadBlocked",
-                "thread blocked in the kernel",
-                &what,
-                Figure::new("thread_blocked", age, figure),
-            );
+            let (alert, row) =
+                ("ControlPlaneDatastoreThreadBlocked", "thread blocked in the kernel");
+            let age = series.value.as_number();
+            let figure = Figure::new("thread_blocked", age, lasting(age));
+            self.measure(Topic::Disk, alert, row, &what, figure);
         }
         let failed = self.all("controlplane_fdatasync_failures_total");
         for series in self.all("controlplane_fdatasync_failure_last_timestamp_seconds") {
@@ -120,37 +95,16 @@ impl Court<'_> {
         for (process, syncs) in processes {
             if let Some(p90) = syncs.quantile(0.9) {
                 let what = format!("{process}'s own syncs, p90 of 15 minutes");
-                self.measure(
-                    Topic::Disk,
-                    "ControlPlaneDiskSyncSlow",
-                    "syncs, p90 of 15 minutes",
-                    &what,
-                    Figure::new("sync_p90", p90, length(p90)),
-                );
+                self.slow(&what, p90, length(p90));
             }
         }
         for series in self.all("controlplane_fdatasync_datastore_stalls_total") {
-            let (stalls, figure) = self.growth(&series, Duration::from_mins(10));
             let what = format!("{}'s own syncs above 1 s in 10 minutes", series.labels[0]);
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDiskSyncStalls",
-                "syncs above 1 s in 10 minutes",
-                &what,
-                Figure::new("sync_stalls", stalls, figure),
-            );
+            self.stalls(&what, &series);
         }
         for series in self.all("controlplane_fdatasync_datastore_inflight_seconds") {
-            let age = series.value.as_number();
             let what = format!("sync of {} in flight", series.labels[0]);
-            let figure = if age > 0.0 { length(age) } else { "none".into() };
-            self.measure(
-                Topic::Disk,
-                "ControlPlaneDiskSyncStuck",
-                "sync in flight",
-                &what,
-                Figure::new("sync_inflight", age, figure),
-            );
+            self.stuck(&what, &series);
         }
         for series in self.all("controlplane_fdatasync_device_error_last_timestamp_seconds") {
             let what = format!("last failed request of {}, the datastore's disk", series.labels[0]);
@@ -172,6 +126,25 @@ impl Court<'_> {
                 Some(series.value.as_number()),
             );
         }
+    }
+
+    fn slow(&mut self, what: &str, p90: f64, figure: String) {
+        let row = "syncs, p90 of 15 minutes";
+        let figure = Figure::new("sync_p90", p90, figure);
+        self.measure(Topic::Disk, "ControlPlaneDiskSyncSlow", row, what, figure);
+    }
+
+    fn stalls(&mut self, what: &str, series: &Series) {
+        let row = "syncs above 1 s in 10 minutes";
+        let (stalls, figure) = self.growth(series, Duration::from_mins(10));
+        let figure = Figure::new("sync_stalls", stalls, figure);
+        self.measure(Topic::Disk, "ControlPlaneDiskSyncStalls", row, what, figure);
+    }
+
+    fn stuck(&mut self, what: &str, series: &Series) {
+        let age = series.value.as_number();
+        let figure = Figure::new("sync_inflight", age, lasting(age));
+        self.measure(Topic::Disk, "ControlPlaneDiskSyncStuck", "sync in flight", what, figure);
     }
 
     /// A path on which no sync has ever ended, and none is under way, is not well but unknown.
@@ -197,6 +170,11 @@ impl Court<'_> {
             }
         }
     }
+}
+
+/// How long something lasts by now.
+fn lasting(age: f64) -> String {
+    if age > 0.0 { length(age) } else { "none".into() }
 }
 
 #[cfg(test)]

@@ -363,6 +363,24 @@ pub(super) fn signal_children(agent: &Agent, signal: Signal, time: Duration) -> 
     count
 }
 
+/// Ends what [`signal_children`] stopped.
+pub(super) fn wake_children(agent: &Agent) {
+    for pid in process::children(agent.pid()) {
+        process::signal(pid, Signal::CONT);
+    }
+}
+
+/// Children that were stopped go on, and with them all samplers.
+#[track_caller]
+fn children_go_on(mut watch: Watch, agent: &Agent, before: &Scrape) {
+    watch.repair(|| wake_children(agent));
+    let since = unix_now();
+    watch.recovers(agent, SAMPLERS, 3 * LIMIT, |s| {
+        all_ran(before, s, since) && ups(s) == ups(before)
+    });
+    watch.holds("what has no child goes on; all samplers run again");
+}
+
 #[test]
 #[ignore = "tests/faults.sh"]
 fn children_that_are_killed_are_started_again() {
@@ -394,16 +412,7 @@ fn children_that_hang_are_ended_or_waited_for_and_nothing_else_waits() {
     let during = agent.scrape();
     let last = "controlplane_sampler_last_success_timestamp_seconds";
     assert!(during.value(last, &[("sampler", "kernel")]) > Some(since + 6.0));
-    watch.repair(|| {
-        for pid in process::children(agent.pid()) {
-            process::signal(pid, Signal::CONT);
-        }
-    });
-    let since = unix_now();
-    watch.recovers(&agent, SAMPLERS, 3 * LIMIT, |s| {
-        all_ran(&before, s, since) && ups(s) == ups(&before)
-    });
-    watch.holds("what has no child goes on; all samplers run again");
+    children_go_on(watch, &agent, &before);
 }
 
 #[test]
@@ -441,16 +450,7 @@ fn children_that_hang_before_they_run_hold_up_no_scrape() {
     });
     eprintln!("{} children were held", held.len());
     assert!(!held.is_empty(), "none was met so early");
-    watch.repair(|| {
-        for pid in process::children(agent.pid()) {
-            process::signal(pid, Signal::CONT);
-        }
-    });
-    let since = unix_now();
-    watch.recovers(&agent, SAMPLERS, 3 * LIMIT, |s| {
-        all_ran(&before, s, since) && ups(s) == ups(&before)
-    });
-    watch.holds("what has no child goes on; all samplers run again");
+    children_go_on(watch, &agent, &before);
 }
 
 /// A cgroup of one controller. Removed when dropped, with what is left in it.

@@ -8,7 +8,7 @@
 //! `SOAK=SECONDS` is its length, 30 minutes without it. `SOAK_SEED=N` repeats the faults of another run.
 
 use super::node::pid_in;
-use super::process::signal_children;
+use super::process::{signal_children, wake_children};
 use super::web::{deaf, talk_nonsense};
 use super::{EVERY, POOL, SECOND, Uses, Watch, all_ran, path, unix_now, ups};
 use crate::journal::{Node, SLOW};
@@ -297,9 +297,7 @@ impl Soak {
             Fault::ChildrenAreKilled => _ = signal_children(agent, Signal::KILL, time),
             Fault::ChildrenHang => {
                 signal_children(agent, Signal::STOP, time);
-                for pid in process::children(agent.pid()) {
-                    process::signal(pid, Signal::CONT);
-                }
+                wake_children(agent);
             }
             Fault::Storm | Fault::SlowReaders | Fault::Garbage => self.crowd(fault, until, random),
             Fault::StateFoldersAreFull => {

@@ -113,7 +113,7 @@ fn read(path: &Path) -> Option<String> {
 }
 
 /// The entries of a directory that are numbers; nothing when it is gone.
-fn numbers(directory: &Path) -> Option<impl Iterator<Item = u32> + use<>> {
+pub(super) fn numbers(directory: &Path) -> Option<impl Iterator<Item = u32> + use<>> {
     let entries = fs::read_dir(directory).ok()?;
     Some(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }

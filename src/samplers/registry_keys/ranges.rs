@@ -79,10 +79,10 @@ impl Ranges {
         let bounds: Vec<_> =
             ALPHABET.iter().map(|c| [stem, &[*c]].concat()).filter(inside).collect();
         let wanted = usize::try_from(2 * old.keys / SPLIT_ABOVE).unwrap_or(usize::MAX);
-        let cuts = wanted.clamp(1, bounds.len().max(1));
-        // The last of each of `cuts` equal parts of what comes before the end.
-        let chosen = (1..=cuts).map(|cut| cut * (bounds.len() + 1) / (cuts + 1));
-        let chosen = chosen.filter_map(|place| bounds.get(place.saturating_sub(1)).cloned());
+        let cuts = wanted.max(1).min(bounds.len());
+        // Evenly among the bounds, each at most once.
+        let chosen =
+            (1..=cuts).map(|cut| bounds[cut * (bounds.len() + 1) / (cuts + 1) - 1].clone());
         let mut parts = Vec::new();
         let mut from = old.from.clone();
         for bound in chosen.chain([old.to.clone()]) {

@@ -110,11 +110,10 @@ impl Block {
             bpf::attach(
                 "block_rq_complete",
                 hook(1),
-                0,
                 &completed(&started, &requests, maps, places),
             )?,
-            bpf::attach("block_rq_issue", hook(0), 0, &issued(&started))?,
-            bpf::attach("block_rq_error", hook(2), 0, &failed(&errors, places))?,
+            bpf::attach("block_rq_issue", hook(0), &issued(&started))?,
+            bpf::attach("block_rq_error", hook(2), &failed(&errors, places))?,
         ];
         Ok(Self {
             requests,
@@ -217,6 +216,13 @@ fn issued(started: &Map) -> Vec<u64> {
     asm.finish()
 }
 
+/// `R7` = the request, `R8` = what became of it; the program's own argument is in `R1`.
+fn request_and_status(asm: &mut Asm) {
+    asm.load(Size::Double, R7, R1, 0);
+    asm.load(Size::Double, R8, R1, 8);
+    asm.number(Op::And, R8, 0xff);
+}
+
 /// Puts the device and the kind of the request in `R7` at their place.
 fn device_and_kind(asm: &mut Asm, places: Places, key: i32) {
     asm.load(Size::Double, R1, R7, places.queue);
@@ -234,9 +240,7 @@ fn device_and_kind(asm: &mut Asm, places: Places, key: i32) {
 fn completed(started: &Map, requests: &Map, maps: &Maps, places: Places) -> Vec<u64> {
     let mut asm = Asm::default();
     let out = asm.label();
-    asm.load(Size::Double, R7, R1, 0);
-    asm.load(Size::Double, R8, R1, 8);
-    asm.number(Op::And, R8, 0xff);
+    request_and_status(&mut asm);
     asm.store(Size::Double, Stack, below(REQUEST), R7);
     lookup(&mut asm, started, REQUEST);
     asm.jump_if(R0, If::Equal, 0, out);
@@ -247,17 +251,13 @@ fn completed(started: &Map, requests: &Map, maps: &Maps, places: Places) -> Vec<
     asm.register(Op::Sub, R6, R8);
     asm.register(Op::Move, R7, R9);
     programs::record(&mut asm, requests, maps, out);
-    asm.bind(out);
-    asm.exit();
-    asm.finish()
+    programs::end(asm, out)
 }
 
 fn failed(errors: &Map, places: Places) -> Vec<u64> {
     let mut asm = Asm::default();
     let (first, out) = (asm.label(), asm.label());
-    asm.load(Size::Double, R7, R1, 0);
-    asm.load(Size::Double, R8, R1, 8);
-    asm.number(Op::And, R8, 0xff);
+    request_and_status(&mut asm);
     device_and_kind(&mut asm, places, ERROR);
     asm.store(Size::Word, Stack, below(ERROR - 8), R8);
     lookup(&mut asm, errors, ERROR);
@@ -269,7 +269,5 @@ fn failed(errors: &Map, places: Places) -> Vec<u64> {
     asm.number(Op::Move, R1, 1);
     asm.store(Size::Double, Stack, below(VALUE), R1);
     programs::update(&mut asm, errors, ERROR, VALUE, 0);
-    asm.bind(out);
-    asm.exit();
-    asm.finish()
+    programs::end(asm, out)
 }

@@ -129,22 +129,11 @@ enum Argument {
 impl Argument {
     /// Where it is in `struct pt_regs`, which belongs to the ABI of `ptrace`: `di` and `r10`, or `x0` and `x3`.
     fn in_registers(self) -> i16 {
-        let x86 = cfg!(target_arch = "x86_64");
-        match self {
-            Self::First => {
-                if x86 {
-                    112
-                } else {
-                    0
-                }
-            }
-            Self::Fourth => {
-                if x86 {
-                    56
-                } else {
-                    24
-                }
-            }
+        match (self, cfg!(target_arch = "x86_64")) {
+            (Self::First, true) => 112,
+            (Self::First, false) => 0,
+            (Self::Fourth, true) => 56,
+            (Self::Fourth, false) => 24,
         }
     }
 
@@ -262,7 +251,7 @@ fn of_targets(asm: &mut Asm, maps: &Maps, out: Label) {
     asm.jump_if(R0, If::Equal, 0, out);
 }
 
-fn end(mut asm: Asm, out: Label) -> Vec<u64> {
+pub(super) fn end(mut asm: Asm, out: Label) -> Vec<u64> {
     asm.bind(out);
     asm.exit();
     asm.finish()
@@ -342,10 +331,8 @@ fn waited(asm: &mut Asm, maps: &Maps, way: Way, out: Label) {
     lookup(asm, &maps.waiting, THREAD);
     asm.jump_if(R0, If::Equal, 0, out);
     asm.load(Size::Double, R1, R0, 0);
-    asm.store(Size::Double, Stack, below(WRITE), R1);
     asm.load(Size::Double, R8, R0, 8);
-    asm.load(Size::Word, R1, Stack, below(PROCESS));
-    asm.store(Size::Double, Stack, below(WRITE - 8), R1);
+    write_of(asm);
     way.answer(asm, R6);
     delete(asm, &maps.waiting, THREAD);
 }
@@ -353,6 +340,11 @@ fn waited(asm: &mut Asm, maps: &Maps, way: Way, out: Label) {
 /// Puts the context of the call and the process at their place.
 fn context(asm: &mut Asm, way: Way) {
     way.argument(asm, R1, Argument::First);
+    write_of(asm);
+}
+
+/// Puts the context in `R1` and the process at the place of a write's key.
+fn write_of(asm: &mut Asm) {
     asm.store(Size::Double, Stack, below(WRITE), R1);
     asm.load(Size::Word, R1, Stack, below(PROCESS));
     asm.store(Size::Double, Stack, below(WRITE - 8), R1);
@@ -502,7 +494,7 @@ mod tests {
         let way = Way::Tracepoint;
         for timed in syncs(&maps, way).into_iter().chain(writes(&maps, way)) {
             for code in [Some(&timed.enter), timed.leave.as_ref()].into_iter().flatten() {
-                bpf::verify(timed.call, Hook::Tracepoint, code).unwrap();
+                bpf::verify(timed.call, Hook::Tracepoint(0), code).unwrap();
                 assert!(code.len() < 200, "{} instructions of {}", code.len(), timed.call);
             }
         }
@@ -539,7 +531,7 @@ mod tests {
         let mut asm = Asm::default();
         asm.load(Size::Double, R0, R7, 0);
         asm.exit();
-        let error = bpf::verify("wrong", Hook::Tracepoint, &asm.finish()).unwrap_err();
+        let error = bpf::verify("wrong", Hook::Tracepoint(0), &asm.finish()).unwrap_err();
         assert!(error.to_string().contains("R7 !read_ok"), "{error}");
     }
 }

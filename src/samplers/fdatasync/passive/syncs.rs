@@ -14,6 +14,7 @@ use crate::bpf::btf::{self, Wanted};
 use crate::bpf::{self, Attached, Hook, Map};
 use crate::sample::Batch;
 
+use super::super::threads::numbers;
 use super::super::{
     DATASTORE_DURATION, DATASTORE_FAILURES, DATASTORE_INFLIGHT, DATASTORE_LAST_FAILURE,
     DATASTORE_STALLS,
@@ -107,19 +108,16 @@ fn attach_all(
     };
     let mut attached = Vec::new();
     for (timed, function) in all.iter().zip(functions) {
-        let (enter, exit) = match function {
-            Some(number) => (Hook::Entry(number), Hook::Exit(number)),
-            None => (Hook::Tracepoint, Hook::Tracepoint),
-        };
-        let pair = [("exit", exit, timed.leave.as_ref()), ("enter", enter, Some(&timed.enter))];
-        for (kind, hook, code) in pair {
+        let pair = [("exit", timed.leave.as_ref()), ("enter", Some(&timed.enter))];
+        for (kind, code) in pair {
             let Some(code) = code else { continue };
             let name = format!("sys_{kind}_{}", timed.call);
-            let id = match way {
-                Way::Tracepoint => bpf::tracepoint("syscalls", &name)?,
-                Way::Function => 0,
+            let hook = match function {
+                Some(number) if kind == "exit" => Hook::Exit(number),
+                Some(number) => Hook::Entry(number),
+                None => Hook::Tracepoint(bpf::tracepoint("syscalls", &name)?),
             };
-            attached.push(bpf::attach(&name, hook, id, code)?);
+            attached.push(bpf::attach(&name, hook, code)?);
         }
     }
     Ok(attached)
@@ -305,12 +303,12 @@ fn waits(proc: &Path, pid: u32, tid: u32) -> bool {
 
 /// A call that was under way before the programs were is told by `/proc`, where that is open to us; it counts from now.
 fn begun_before(maps: &Maps, pid: u32, proc: &Path) {
-    let Ok(threads) = std::fs::read_dir(proc.join(format!("{pid}/task"))) else { return };
-    for thread in threads.flatten() {
-        let tid = thread.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        let look = || std::fs::read_to_string(thread.path().join("syscall")).unwrap_or_default();
+    let threads = proc.join(format!("{pid}/task"));
+    for tid in numbers(&threads).into_iter().flatten() {
+        let file = threads.join(format!("{tid}/syscall"));
+        let look = || std::fs::read_to_string(&file).unwrap_or_default();
         let text = look();
-        if let (Some(tid), Some(call)) = (tid, under_way(&text)) {
+        if let Some(call) = under_way(&text) {
             let key = (u64::from(pid) << 32 | u64::from(tid)).to_ne_bytes();
             let value = [now().to_ne_bytes(), u64::from(call).to_ne_bytes()].concat();
             // It may have returned meanwhile.
