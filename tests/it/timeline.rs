@@ -56,7 +56,8 @@ const STORY: [(u64, &str); 10] = [
 fn in_trouble() -> (Agent, tempfile::TempDir) {
     let root = lab::temp_dir("rootfs");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host/k3s-etcd");
-    run("cp", ["-a".as_ref(), fixture.join(".").as_os_str(), root.path().as_os_str()]);
+    // Its files are as young as the copy, and not as the checkout, which may be as old as the story.
+    run("cp", ["-dR".as_ref(), fixture.join(".").as_os_str(), root.path().as_os_str()]);
     let boot = now() - 360 * MINUTE;
     let stat = root.path().join("proc/stat");
     let text = std::fs::read_to_string(&stat).unwrap();
