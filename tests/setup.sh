@@ -46,6 +46,7 @@ PACKAGES=(
   chromium fonts-dejavu-core                     # draws pages
   valgrind                                       # counts instructions
   fio prometheus-process-exporter                # what the benchmark compares with
+  sqlite3                                        # what kine writes to
   nagios-nrpe-server nagios-nrpe-plugin icinga2-bin    # monitoring systems that run the check
 )
 STATIC_PACKAGES=(
@@ -434,4 +435,7 @@ links() {
   ln -sfnT "operator-models-$OPERATOR_MODELS-$TYPESCRIPT" "$cache/operator-models"
 }
 links
+
+# systemd mounts it on every node: the kernel tells there which tracepoints it has.
+if [ ! -d /sys/kernel/tracing/events ]; then mount -t tracefs tracefs /sys/kernel/tracing; fi
 say "ready in $SECONDS s, cache $cache"

@@ -232,8 +232,8 @@ fn place(
         probe.note(format!("{} lines of the host's mounts could not be read", mounts.skipped()));
     }
     let path = synced_path(probe, &mounts, found, folder);
-    let resolved = probe.host.resolve(&path).unwrap_or_else(|_| path.clone());
-    let mount = mounts.holder(&resolved)?;
+    let resolved = probe.host.resolve(&path);
+    let mount = mounts.holder(resolved.as_ref().unwrap_or(&path))?;
     let chain = match &overrides.devices {
         Some(told) => devices::told(probe.host, told),
         None => devices::chain(probe.host, &mounts, mount),
@@ -255,6 +255,8 @@ fn place(
         source: mount.source.clone(),
         chain: chain.devices,
         disks: chain.disks,
+        // By the name alone, links on the way are not known.
+        origin: resolved.ok().and_then(|path| mount.origin(&path)),
     })
 }
 

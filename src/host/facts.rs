@@ -347,4 +347,15 @@ pub struct DatastorePlace {
     pub chain: Vec<String>,
     /// The whole disks at the end of the chain.
     pub disks: Vec<String>,
+    /// Where the directory lies under whatever name; `None` where only `/proc/mounts` could be read.
+    pub origin: Option<Origin>,
+}
+
+/// A directory by its filesystem: a container may see it under another name than the host does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Major and minor number of the filesystem's device.
+    pub majmin: (u32, u32),
+    /// The path within the filesystem.
+    pub path: PathBuf,
 }

@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::Host;
 use super::read::read_virtual;
+use super::{Host, Origin};
 
 /// Bytes read; a node with 1,000 containers has about 2 MiB. Lines beyond it are not seen.
 const MAX_BYTES: u64 = 8 << 20;
@@ -41,6 +41,13 @@ impl Mount {
     pub fn is_readonly(&self) -> bool {
         self.super_options.split(',').any(|option| matches!(option, "ro" | "emergency_ro"))
     }
+
+    /// Where an absolute path that this mount holds lies in its filesystem.
+    pub(super) fn origin(&self, path: &Path) -> Option<Origin> {
+        let below = path.strip_prefix(&self.mount_point).ok()?;
+        let path = self.root.join(below).to_string_lossy().into_owned().into();
+        Some(Origin { majmin: self.majmin?, path })
+    }
 }
 
 /// Every mount of the host, in the kernel's order.
@@ -67,6 +74,16 @@ impl Mounts {
             })
     }
 
+    /// Reads the mounts that a process sees.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read: the process is gone, or not ours to see.
+    pub fn of_process(proc: &Path, pid: u32) -> io::Result<Self> {
+        let bytes = read_virtual(&proc.join(format!("{pid}/mountinfo")), MAX_BYTES)?;
+        Ok(Self::parse(&bytes, mountinfo_line))
+    }
+
     pub(super) fn parse(bytes: &[u8], parse_line: fn(&[u8]) -> Option<Mount>) -> Self {
         let mut mounts = Self::default();
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -86,6 +103,12 @@ impl Mounts {
     /// Lines that could not be parsed.
     pub fn skipped(&self) -> usize {
         self.skipped
+    }
+
+    /// Whether a directory can be seen here, under whatever name.
+    pub fn show(&self, origin: &Origin) -> bool {
+        let holds = |mount: &Mount| origin.path.starts_with(&mount.root);
+        self.list.iter().any(|mount| mount.majmin == Some(origin.majmin) && holds(mount))
     }
 
     /// The mount that holds an absolute host path: the longest that is a prefix by whole names,
@@ -198,6 +221,27 @@ mod tests {
         assert_eq!((root.fstype.as_str(), root.source.as_str()), ("ext4", "/dev/vda1"));
         assert_eq!(root.options, "rw,relatime");
         assert_eq!(mounts.holder("/mnt/empty/x").unwrap().source, "");
+    }
+
+    #[test]
+    fn a_directory_is_seen_by_whoever_has_its_part_of_the_filesystem() {
+        let host = parse(CAPTURED);
+        let path = Path::new("/var/lib/etcd");
+        let origin = host.holder(path).unwrap().origin(path).unwrap();
+        assert_eq!((origin.majmin, origin.path.as_path()), ((253, 1), path));
+        assert!(host.show(&origin));
+        // A pod has it by `hostPath`, another one only a part of the same disk beside it.
+        let own = parse(b"90 80 253:1 /var/lib/etcd /data rw - ext4 /dev/vda1 rw\n");
+        assert!(own.show(&origin));
+        let pods = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/data";
+        for root in [pods, "/var/lib/etcd2", "/var/lib/etcd/member"] {
+            let line = format!("90 80 253:1 {root} /data rw - ext4 /dev/vda1 rw\n");
+            assert!(!parse(line.as_bytes()).show(&origin), "{root}");
+        }
+        let other_disk = parse(b"90 80 253:2 / / rw - ext4 /dev/vdb1 rw\n");
+        assert!(!other_disk.show(&origin));
+        let within = own.holder("/data/member").unwrap().origin(Path::new("/data/member")).unwrap();
+        assert_eq!(within.path, Path::new("/var/lib/etcd/member"));
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             .into_iter()
             .map(|target| Probe::new(target, host, options.interval))
             .collect();
-        let threads = threads::Threads::new(host.path("/proc"), processes(host.facts()));
+        let origin = host.facts().datastore.as_ref().and_then(|place| place.origin.clone());
+        let threads = threads::Threads::new(host.path("/proc"), processes(host.facts()), origin);
         let passive = passive::Source::new(own.passive, host);
         Ok(Build::blocking(Fdatasync { host: host.clone(), probes, threads, passive }))
     },

@@ -1,18 +1,21 @@
-//! The datastore's own syncs, as programs in the kernel time them: real etcd, real dqlite, a disk that hangs, and what keeps the
+//! The datastore's own syncs, as programs in the kernel time them: real etcd, real dqlite, real SQLite, a disk that hangs, and what keeps the
 //! kernel from telling.
 //!
 //! Kernels of virtual machines may refuse to hook functions; tracepoints work in all of them, so that is the way here.
 
 #![expect(clippy::float_cmp, reason = "counts are whole numbers")]
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::lab::agent::{Agent, Options, Scrape};
 use crate::lab::disk::{Kind, SlowDisk};
 use crate::lab::dqlite::{self, Dqlite};
 use crate::lab::etcd::{Cluster, Etcd, Options as EtcdOptions};
-use crate::lab::process::{Daemon, bound_command};
+use crate::lab::process::{self, Daemon, bound_command};
 use crate::lab::{self, http, wait_for};
 
 const ALL: &str = "controlplane_fdatasync_datastore_";
@@ -125,6 +128,91 @@ fn dqlites_writes_are_counted_though_it_never_syncs() {
     assert!(seconds > 0.0);
     assert_eq!(after.sum(FAILURES, &[]), 0.0);
     assert_eq!(after.value(INFLIGHT, &[("process", "k8s-dqlite")]), Some(0.0));
+}
+
+#[test]
+fn sqlites_syncs_are_counted_log_and_database_apart() {
+    let _turn = lab::alone();
+    let folder = lab::temp_dir("kine");
+    let (program, log) = (folder.path().join("kine"), folder.path().join("strace"));
+    std::fs::copy(lab::program("sqlite3"), &program).unwrap();
+    let mut command = bound_command(lab::program("strace"));
+    command.args(["-qq", "-y", "-e", "trace=fsync,fdatasync", "-e", "signal=none", "-o"]).arg(&log);
+    command.arg(&program).args(["-batch", "-bail"]).arg(folder.path().join("state.db"));
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut kine = process::spawn(command);
+    let mut statements = kine.stdin.take().expect("a pipe for statements");
+    wait_for("the datastore's process", 10 * SECOND, || {
+        if log.exists() { Ok(()) } else { Err("strace has not started it".to_owned()) }
+    });
+    let agent = seeing();
+    let said = |file: &str| {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().filter(|line| line.contains(&format!("/{file}>"))).count() as f64
+    };
+    let ours =
+        |scrape: &Scrape, file: &str| scrape.sum(COUNT, &[("process", "kine"), ("file", file)]);
+    // As kine sets it up. Files that are there for a moment only leave their descriptors to others, so the comparison
+    // begins when all are open.
+    let setup = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=100;\n\
+        CREATE TABLE kine (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, value BLOB);\n\
+        CREATE INDEX kine_name_index ON kine (name);\n";
+    statements.write_all(setup.as_bytes()).unwrap();
+    let before = settled(&agent, &[("process", "kine")]);
+    let said_before = (said("state.db-wal"), said("state.db"));
+    let mut text = String::new();
+    for number in 0..200 {
+        let name = format!("'/registry/pods/default/pod-{number}'");
+        writeln!(text, "INSERT INTO kine (name, value) VALUES ({name}, randomblob(500));").unwrap();
+    }
+    statements.write_all(text.as_bytes()).unwrap();
+    let all = ours(&before, "wal") + 200.0;
+    agent.wait_until("all commits", ALL, 20 * SECOND, |s| ours(s, "wal") >= all);
+    let after = settled(&agent, &[("process", "kine")]);
+    let grown = |file: &str| ours(&after, file) - ours(&before, file);
+    let (wal, db) = (grown("wal"), grown("db"));
+    eprintln!("200 commits: {wal} syncs of the log, {db} of the database");
+    let expected = (said("state.db-wal") - said_before.0, said("state.db") - said_before.1);
+    assert_eq!((wal, db), expected, "{}", after.with_prefix(ALL));
+    assert!(db >= 1.0);
+    // It ends with its input.
+    drop(statements);
+    assert!(kine.wait().unwrap().success());
+}
+
+#[test]
+fn an_etcd_that_cannot_see_the_nodes_datastore_is_another_clusters() {
+    let _turn = lab::alone();
+    let cluster = Cluster::start(Etcd::V35, 1);
+    let folder = lab::temp_dir("pod");
+    // On the same disk, as the volume of a virtual cluster may be; only its part of it can be seen.
+    let script = r#"
+        cd "$0" && mkdir volume root && mount -t tmpfs none root && cd root &&
+        mkdir usr data && ln -s usr/lib usr/lib64 . && cp /usr/bin/perl etcd &&
+        mount --bind /usr usr && mount --bind ../volume data && printf %s "$1" > writes && exec chroot . /etcd /writes
+    "#;
+    let writes = r#"
+        use IO::Handle;
+        open(my $log, ">", "/data/0.wal") or die;
+        while (1) { syswrite($log, "x" x 100); $log->sync or die; select(undef, undef, undef, 0.02) }
+    "#;
+    let mut command = bound_command("unshare");
+    command.args(["--mount", "sh", "-ec", script]).arg(folder.path()).arg(writes);
+    let other = Daemon::start("another cluster's etcd", command, &folder.path().join("log"));
+    let file = folder.path().join("volume/0.wal");
+    let written = || std::fs::metadata(&file).map_or(0, |meta| meta.len());
+    wait_for("its writes", 10 * SECOND, || if written() > 0 { Ok(()) } else { Err(other.log()) });
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", other.pid())).unwrap();
+    assert_eq!(comm.trim_end(), "etcd");
+
+    let agent = seeing();
+    let before = written();
+    cluster.put_many("/registry/pods/default/pod-", 50, 500);
+    agent.wait_until("the node's own", ALL, 20 * SECOND, |s| s.sum(COUNT, &WAL) > 0.0);
+    std::thread::sleep(SECOND);
+    assert!(written() > before + 1_000);
+    let scrape = agent.scrape();
+    assert_eq!(scrape.sum(COUNT, &[("op", "fsync")]), 0.0, "{}", scrape.with_prefix(ALL));
 }
 
 /// A program of this name that writes a block and syncs it.

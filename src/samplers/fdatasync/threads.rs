@@ -1,7 +1,7 @@
 //! Threads of the datastore that are stuck in the kernel.
 //!
-//! Reads `/proc/PID/comm` of every process twice a minute, and `/proc/PID/task/TID/status` of the
-//! datastore's threads each time: none of them waits for a disk or for the process itself (`cmdline`
+//! Reads `/proc/PID/comm` of every process twice a minute, with the `mountinfo` of those that have the name of a datastore, and
+//! `/proc/PID/task/TID/status` of the datastore's threads each time: none of them waits for a disk or for the process itself (`cmdline`
 //! would). A thread in state D whose context switches have not moved since the last look has been
 //! blocked all the while, in `write` as well as in `fdatasync`. dqlite's writes are asynchronous and
 //! never show here.
@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use crate::host::{Mounts, Origin};
 
 /// How often `/proc` is searched for the datastore's processes.
 const SCAN: Duration = Duration::from_secs(30);
@@ -30,16 +32,24 @@ struct Blocked {
 pub(super) struct Threads {
     proc: PathBuf,
     names: Vec<String>,
+    datastore: Option<Origin>,
     processes: Vec<(u32, String)>,
     scanned: Option<Instant>,
     blocked: HashMap<(u32, u32), Blocked>,
 }
 
 impl Threads {
-    /// Names are those of `comm`, at most 15 bytes.
-    pub(super) fn new(proc: PathBuf, names: Vec<String>) -> Self {
+    /// Names are those of `comm`, at most 15 bytes; the datastore's directory is known where `datastore` says.
+    pub(super) fn new(proc: PathBuf, names: Vec<String>, datastore: Option<Origin>) -> Self {
         let names = names.into_iter().map(|name| short(&name)).collect();
-        Self { proc, names, processes: Vec::new(), scanned: None, blocked: HashMap::new() }
+        Self {
+            proc,
+            names,
+            datastore,
+            processes: Vec::new(),
+            scanned: None,
+            blocked: HashMap::new(),
+        }
     }
 
     /// For each process name that runs: how long its longest blocked thread has been blocked.
@@ -94,8 +104,16 @@ impl Threads {
             .flatten()
             .filter_map(|pid| Some((pid, comm(pid)?.trim_end().to_owned())))
             .filter(|(_, name)| self.names.contains(name))
+            .filter(|(pid, _)| !self.is_foreign(*pid))
             .take(MAX_PROCESSES)
             .collect()
+    }
+
+    /// Whether a process cannot see the datastore's directory: a pod may run an etcd of its own.
+    fn is_foreign(&self, pid: u32) -> bool {
+        let mounts =
+            self.datastore.as_ref().map(|known| (known, Mounts::of_process(&self.proc, pid)));
+        matches!(mounts, Some((known, Ok(mounts))) if !mounts.show(known))
     }
 }
 
@@ -157,7 +175,7 @@ mod tests {
         }
 
         fn threads(&self) -> Threads {
-            Threads::new(self.0.path().into(), vec!["etcd".into(), "k8s-dqlite".into()])
+            Threads::new(self.0.path().into(), vec!["etcd".into(), "k8s-dqlite".into()], None)
         }
     }
 
@@ -187,7 +205,7 @@ mod tests {
         proc.process(10, "bash");
         proc.thread(10, 10, STATUS);
         assert_eq!(proc.threads().look(Instant::now()), []);
-        assert_eq!(Threads::new("/nonexistent".into(), Vec::new()).look(Instant::now()), []);
+        assert_eq!(Threads::new("/nonexistent".into(), Vec::new(), None).look(Instant::now()), []);
     }
 
     #[test]
