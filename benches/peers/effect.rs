@@ -32,11 +32,11 @@ pub(crate) fn run(size: Size) {
     let puts = puts(&node, rounds, length);
     let syncs = syncs(&node, rounds, length / 2);
     drop(node);
-    let seconds = if size == Size::Trial { 6 } else { 60 };
+    let seconds = if size == Size::Trial { 3 } else { 25 };
     let own_disk = temp_dir("disk");
-    let mut figures = vec![probe("ext4, the machine's disk", own_disk.path(), seconds)];
+    let mut figures = vec![probe("ext4, the machine's disk", own_disk.path(), rounds, seconds)];
     let xfs = Disk::sized(Kind::Xfs, 512 << 20);
-    figures.push(probe("xfs, a loop device on it", xfs.mount().path(), seconds));
+    figures.push(probe("xfs, a loop device on it", xfs.mount().path(), rounds, seconds));
     report(&puts, &syncs, &figures, &load_before, (rounds, length));
 }
 
@@ -181,26 +181,50 @@ pub(super) fn fio(folder: &Path, length: Duration, pace: Option<Duration>) -> Ve
 /// The probe's figures beside those of others, at the same time, at the same pace, on the same filesystem.
 struct Compared {
     name: &'static str,
-    probe: Vec<f64>,
-    wal: Vec<f64>,
-    fio: Vec<(usize, f64)>,
+    rounds: Vec<Round>,
 }
 
-fn probe(name: &'static str, folder: &Path, seconds: u64) -> Compared {
-    let pace = Duration::from_millis(100);
-    let length = Duration::from_secs(seconds);
-    eprintln!("probe: {name}, load {}", stats::load());
-    let [probes, wals, fios] = ["probe", "wal", "fio"].map(|name| folder.join(name));
-    for folder in [&probes, &wals, &fios] {
-        std::fs::create_dir(folder).expect("a folder");
+/// What each found in the same seconds.
+struct Round {
+    probe: Vec<f64>,
+    segment: Vec<f64>,
+    /// The same once more: how far two that do the same are apart.
+    twin: Vec<f64>,
+    fio: Vec<f64>,
+}
+
+impl Compared {
+    /// The median of a figure of each round.
+    fn median(&self, of: impl Fn(&Round) -> f64) -> f64 {
+        stats::median(&self.rounds.iter().map(of).collect::<Vec<_>>())
     }
-    std::thread::scope(|scope| {
-        let probe = scope.spawn(|| probed(&probes, pace, length));
-        let wal = scope.spawn(|| log(&wals.join("0.wal"), pace, length));
-        let fio = fio(&fios, length, Some(pace));
-        let joined = "no panic while measuring";
-        Compared { name, probe: probe.join().expect(joined), wal: wal.join().expect(joined), fio }
-    })
+}
+
+fn probe(name: &'static str, folder: &Path, rounds: usize, seconds: u64) -> Compared {
+    let pace = Duration::from_millis(25);
+    let length = Duration::from_secs(seconds);
+    let round = |number: usize| {
+        eprintln!("probe: {name}, round {} of {rounds}, load {}", number + 1, stats::load());
+        let own = folder.join(number.to_string());
+        let [probes, segments, fios] = ["probe", "segment", "fio"].map(|name| own.join(name));
+        for folder in [&probes, &segments, &fios] {
+            std::fs::create_dir_all(folder).expect("a folder");
+        }
+        let found = std::thread::scope(|scope| {
+            let probe = scope.spawn(|| probed(&probes, pace, length));
+            let [segment, twin] = ["0.wal", "1.wal"].map(|name| {
+                let file = segments.join(name);
+                scope.spawn(move || log(&file, pace, length))
+            });
+            let fio = flat(&fio(&fios, length, Some(pace)));
+            let joined = "no panic while measuring";
+            let [segment, twin] = [segment, twin].map(|one| one.join().expect(joined));
+            Round { probe: probe.join().expect(joined), segment, twin, fio }
+        });
+        std::fs::remove_dir_all(own).expect("room for the next round");
+        found
+    };
+    Compared { name, rounds: (0..rounds).map(round).collect() }
 }
 
 /// What the agent's own child finds.
@@ -281,22 +305,28 @@ fn effects(puts: &Pairs, syncs: &Pairs) -> String {
 fn comparison(figures: &[Compared]) -> (String, Vec<Vec<String>>) {
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     for one in figures {
-        let fio = flat(&one.fio);
         for (name, q) in QUANTILES {
-            let [ours, wal, fio] = [&one.probe, &one.wal, &fio].map(|all| stats::quantile(all, q));
+            let of = |all: &[f64]| stats::quantile(all, q);
+            let segment = one.median(|round| of(&round.probe) / of(&round.segment));
+            let fio = one.median(|round| of(&round.probe) / of(&round.fio));
+            let apart = one.median(|round| {
+                let (one, other) = (of(&round.segment), of(&round.twin));
+                one.max(other) / one.min(other)
+            });
             rows.push(vec![
                 format!("{}, {name}", one.name),
-                time(ours),
-                format!("{} ({})", time(wal), short(ours / wal)),
-                format!("{} ({})", time(fio), short(ours / fio)),
+                time(one.median(|round| of(&round.probe))),
+                format!("{} ({})", time(one.median(|round| of(&round.segment))), short(segment)),
+                format!("{} ({})", time(one.median(|round| of(&round.fio))), short(fio)),
+                short(apart),
             ]);
             let (bound, others): (f64, &[(&str, f64)]) = match name {
-                "p50" => (0.05, &[("a segment's", wal)]),
-                "p99" => (0.10, &[("a segment's", wal), ("fio's", fio)]),
+                "p50" => (0.05, &[("a segment's", segment)]),
+                "p99" => (0.10, &[("a segment's", segment), ("fio's", fio)]),
                 _ => continue,
             };
-            for (whose, theirs) in others {
-                let off = ours / theirs - 1.0;
+            for (whose, ratio) in others {
+                let off = ratio - 1.0;
                 targets.push(vec![
                     format!("{}: {name} within {:.0} % of {whose}", one.name, bound * 100.0),
                     format!("{:+.1} %", off * 100.0),
@@ -305,7 +335,8 @@ fn comparison(figures: &[Compared]) -> (String, Vec<Vec<String>>) {
             }
         }
     }
-    let head = ["", "the probe", "a segment as etcd writes it (ratio)", "fio (ratio)"];
+    let segment = "a segment as etcd writes it (ratio)";
+    let head = ["", "the probe", segment, "fio (ratio)", "two segments, apart"];
     (table(&head, &rows), targets)
 }
 
@@ -336,12 +367,16 @@ fn report(
     let compared: Vec<Value> = figures
         .iter()
         .map(|one| {
-            json!({
-                "filesystem": one.name,
-                "probe_us": micros(&one.probe),
-                "segment_us": micros(&one.wal),
-                "fio_percentiles_us": micros(&flat(&one.fio)),
-            })
+            let round = |round: &Round| {
+                json!({
+                    "probe_us": micros(&round.probe),
+                    "segment_us": micros(&round.segment),
+                    "twin_us": micros(&round.twin),
+                    "fio_percentiles_us": micros(&round.fio),
+                })
+            };
+            let rounds: Vec<Value> = one.rounds.iter().map(round).collect();
+            json!({"filesystem": one.name, "rounds": rounds})
         })
         .collect();
     let data = json!({"puts": puts.to_json(), "fio": syncs.to_json(), "probe": compared});

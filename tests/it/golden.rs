@@ -10,10 +10,10 @@ use std::time::Duration;
 use crate::lab;
 use crate::lab::agent::{Agent, Options};
 
-/// Nothing in a fixture can be reached, and each sampler needs only one run.
+/// Nothing in a fixture can be reached, and each sampler needs only one run. What the kernel sees is of this machine's disks.
 const CONFIG: &str = "\
 registry_keys: {timeout: 1s}
-fdatasync: {interval: 1h}
+fdatasync: {interval: 1h, passive: off}
 kernel: {ignore_devices: []}
 ";
 
