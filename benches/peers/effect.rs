@@ -59,7 +59,7 @@ impl Pairs {
     /// How far two rounds without it are apart: for each two that follow each other, the larger by the smaller.
     fn noise(&self, q: f64) -> f64 {
         let of: Vec<f64> = self.without.iter().map(|one| stats::quantile(one, q)).collect();
-        let apart = of.windows(2).map(|two| two[0].max(two[1]) / two[0].min(two[1]));
+        let apart = of.windows(2).map(|two| stats::apart(two[0], two[1]));
         stats::median(&apart.collect::<Vec<_>>())
     }
 
@@ -309,10 +309,7 @@ fn comparison(figures: &[Compared]) -> (String, Vec<Vec<String>>) {
             let of = |all: &[f64]| stats::quantile(all, q);
             let segment = one.median(|round| of(&round.probe) / of(&round.segment));
             let fio = one.median(|round| of(&round.probe) / of(&round.fio));
-            let apart = one.median(|round| {
-                let (one, other) = (of(&round.segment), of(&round.twin));
-                one.max(other) / one.min(other)
-            });
+            let apart = one.median(|round| stats::apart(of(&round.segment), of(&round.twin)));
             rows.push(vec![
                 format!("{}, {name}", one.name),
                 time(one.median(|round| of(&round.probe))),

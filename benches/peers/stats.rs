@@ -26,6 +26,11 @@ pub(crate) fn ratio(theirs: &[f64], ours: &[f64]) -> f64 {
     median(&theirs.iter().zip(ours).map(|(theirs, ours)| theirs / ours).collect::<Vec<_>>())
 }
 
+/// The larger of two by the smaller.
+pub(crate) fn apart(one: f64, other: f64) -> f64 {
+    one.max(other) / one.min(other)
+}
+
 /// The smallest and the largest.
 pub(crate) fn range(values: &[f64]) -> (f64, f64) {
     (quantile(values, 0.0), quantile(values, 1.0))

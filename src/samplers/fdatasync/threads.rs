@@ -111,9 +111,8 @@ impl Threads {
 
     /// Whether a process cannot see the datastore's directory: a pod may run an etcd of its own.
     fn is_foreign(&self, pid: u32) -> bool {
-        let mounts =
-            self.datastore.as_ref().map(|known| (known, Mounts::of_process(&self.proc, pid)));
-        matches!(mounts, Some((known, Ok(mounts))) if !mounts.show(known))
+        let Some(datastore) = &self.datastore else { return false };
+        Mounts::of_process(&self.proc, pid).is_ok_and(|mounts| !mounts.show(datastore))
     }
 }
 
