@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use controlplane_exporter as agent;
 use controlplane_exporter::check;
 use controlplane_exporter::config::{self, Config, Flags, LogFormat, LogLevel};
 use controlplane_exporter::log::{FlushAtEnd, Queue};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing_subscriber::layer::SubscriberExt;
@@ -395,7 +396,7 @@ async fn listen(
     }
     for address in addresses {
         let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
-        let listener = TcpListener::bind(socket).await.with_context(|| {
+        let listener = bind(socket).with_context(|| {
             format!(
                 "listening on {address} (change it with --web.listen-address, or see who has \
                  the port: ss -ltnp 'sport = {}')",
@@ -406,6 +407,15 @@ async fn listen(
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// A port with as long a queue of clients that wait to be let in as the kernel allows (`net.core.somaxconn`). With one of
+/// 128, a burst of connections makes a scraper wait a second or three until it knocks again.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(i32::MAX.unsigned_abs())
 }
 
 /// The socket of the check command; without it, a check samples by itself.

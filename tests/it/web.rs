@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 
 use crate::lab;
 use crate::lab::agent::{Agent, Options, Scrape};
@@ -502,6 +502,23 @@ fn a_thousand_idle_connections_are_bounded_and_gone_after_ten_seconds() {
             }
         });
         drop(idle);
+    }
+}
+
+#[test]
+fn a_burst_of_clients_is_kept_until_the_agent_lets_them_in() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    agent.signal(Signal::STOP);
+    let mut burst: Vec<_> = (0..400)
+        .map(|_| TcpStream::connect_timeout(&agent.address(), 5 * SECOND))
+        .enumerate()
+        .map(|(n, client)| client.unwrap_or_else(|error| panic!("client {n}: {error}")))
+        .collect();
+    agent.signal(Signal::CONT);
+    for client in &mut burst {
+        client.set_read_timeout(Some(10 * SECOND)).unwrap();
+        exchange(client);
     }
 }
 
