@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use controlplane_exporter as agent;
 use controlplane_exporter::check;
 use controlplane_exporter::config::{self, Config, Flags, LogFormat, LogLevel};
 use controlplane_exporter::log::{FlushAtEnd, Queue};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -409,12 +411,32 @@ async fn listen(
     Ok(listeners)
 }
 
-/// A port with as long a queue of clients that wait to be let in as the kernel allows (`net.core.somaxconn`). With one of
-/// 128, a burst of connections makes a scraper wait a second or three until it knocks again.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// A port. Every address is that of both protocols, whatever `net.ipv6.bindv6only` says, or of IPv4 where the kernel has
+/// no other.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_to(address) {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && matches!(
+                    error.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)
+                ) =>
+        {
+            bind_to((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
+fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        set_ipv6_v6only(&socket, false)?;
+    }
     socket.bind(address)?;
+    // So many clients may wait to be let in as the kernel allows (`net.core.somaxconn`). With 128 a burst of connections
+    // makes a scraper wait a second or three until it knocks again.
     socket.listen(i32::MAX.unsigned_abs())
 }
 

@@ -543,6 +543,15 @@ fn every_sampler_works_under_the_hardening_where_root_alone_may_read() {
     }
     assert_eq!(node.container.show(UNIT, "NRestarts"), "2");
 
+    // Where sockets of IPv6 are refused, as by a kernel that has it switched off, there are those of IPv4.
+    node.set("families.conf", "RestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX AF_INET");
+    node.restart();
+    node.wait_until("etcd over IPv4", |scrape| {
+        scrape.value("controlplane_etcd_up", &[]) == Some(1.0)
+    });
+    assert!(node.journal().contains("address=0.0.0.0:10379"), "{}", node.journal());
+    node.set("families.conf", "");
+
     // With the port in systemd's hands it starts at boot all the same, before anybody has connected.
     node.exec(&["systemctl", "enable", SOCKET]);
     node.container.reboot();
