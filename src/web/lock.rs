@@ -69,6 +69,8 @@ struct Rules {
     files: Files,
     tls: Option<Arc<ServerConfig>>,
     needs_certificate: bool,
+    /// Only certificates with a name of a list are let in.
+    needs_name: bool,
     headers: Vec<(HeaderName, HeaderValue)>,
     users: BTreeMap<String, String>,
     /// The hash that stands for those of unknown users.
@@ -88,9 +90,12 @@ impl Rules {
         // The cost stands in the same place in every hash, with two digits.
         let cost = settings.users.values().filter_map(|hash| hash.get(4..6)).max().unwrap_or("10");
         let nobody = format!("$2y${cost}${NOBODY}");
-        let needs_certificate = settings.tls.is_some_and(|tls| tls.auth == Auth::Required);
+        let locks = settings.tls.as_ref();
+        let needs_certificate = locks.is_some_and(|tls| tls.auth == Auth::Required);
+        let needs_name = locks.is_some_and(|tls| tls.sans.is_some());
         let (headers, users, rate) = (settings.headers, settings.users, settings.rate);
-        Ok(Self { files, tls: tls.map(Arc::new), needs_certificate, headers, users, nobody, rate })
+        let tls = tls.map(Arc::new);
+        Ok(Self { files, tls, needs_certificate, needs_name, headers, users, nobody, rate })
     }
 
     /// What these rules would leave open although `self` locks it.
@@ -99,6 +104,8 @@ impl Rules {
             Some("TLS")
         } else if self.needs_certificate && !new.needs_certificate {
             Some("client certificates")
+        } else if self.needs_name && !new.needs_name {
+            Some("the list of names (client_allowed_sans)")
         } else if !self.users.is_empty() && new.users.is_empty() {
             Some("passwords")
         } else {

@@ -304,6 +304,16 @@ fn a_list_of_names_lets_in_only_those_on_it() {
         // It has names, and the usage of a client.
         assert_eq!(code(&web.pki.server), wanted, "{names}");
         assert_eq!(code(&web.pki.client), 0, "{names}: one without names");
+        // Half of a file, caught while an editor writes it, may end before the list.
+        let (half, _) = mutual.split_once("  client_allowed_sans").unwrap();
+        web.write(&Web::server(half));
+        agent.signal(Signal::HUP);
+        lab::wait_for("the refusal", 10 * SECOND, || {
+            let text =
+                "the list of names (client_allowed_sans) can be taken away by a restart only";
+            if agent.log().contains(text) { Ok(()) } else { Err(agent.log()) }
+        });
+        assert_eq!(code(&web.pki.client), 0, "{names}: one without names, later");
     }
 }
 
