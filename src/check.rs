@@ -132,13 +132,24 @@ impl std::str::FromStr for Limit {
     }
 }
 
+/// Who says how the node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaidBy {
+    /// The running agent.
+    Agent,
+    /// One round of samples of our own.
+    OwnRound,
+    /// The agent of another node has not answered.
+    Nobody,
+}
+
 /// What was found, and how.
 #[derive(Debug)]
 pub struct Seen {
     /// How the node is, as far as the profile goes.
     pub status: Status,
-    /// Whether the running agent said so.
-    pub by_agent: bool,
+    /// Who said so.
+    pub by: SaidBy,
     /// Where that agent shows its figures to anybody, such as `localhost:10379`.
     pub figures: Option<String>,
     /// What else there is to know about how it was found, each a sentence.
@@ -154,7 +165,7 @@ pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
         match ask(Agent::Socket(socket), until).await {
             Ok(status) => {
                 let figures = open_port(config, until).await;
-                return Seen { status, by_agent: true, figures, notes };
+                return Seen { status, by: SaidBy::Agent, figures, notes };
             }
             Err(error @ NoAnswer::NoAgent(_)) => {
                 notes.push(format!("no agent on {}: {error}", socket.display()));
@@ -168,7 +179,7 @@ pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
     }
     let mut status = own_round(config, profile, until).await;
     status.verdicts.extend(silent);
-    Seen { status, by_agent: false, figures: None, notes }
+    Seen { status, by: SaidBy::OwnRound, figures: None, notes }
 }
 
 /// What an agent on another node, or on a port, says; its silence is a finding.
@@ -176,7 +187,7 @@ pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
     match ask(Agent::Port(host, port), until).await {
         Ok(status) => {
             let figures = Some(format!("{host}:{port}"));
-            Seen { status, by_agent: true, figures, notes: Vec::new() }
+            Seen { status, by: SaidBy::Agent, figures, notes: Vec::new() }
         }
         Err(error) => {
             let what = format!("the agent on {host}:{port}");
@@ -186,9 +197,11 @@ pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
                 NoAnswer::Other(_) => Health::Unknown,
             };
             let verdict = verdict_on_agent(health, &what, error.to_string());
-            let mut status = Status::of(&Store::new(Arc::default()), Facts::default(), true);
+            let node =
+                Facts { hostname: host.to_owned(), ..Facts::unseen("its agent says nothing") };
+            let mut status = Status::of(&Store::new(Arc::default()), node, true);
             status.verdicts = vec![verdict];
-            Seen { status, by_agent: false, figures: None, notes: Vec::new() }
+            Seen { status, by: SaidBy::Nobody, figures: None, notes: Vec::new() }
         }
     }
 }
@@ -273,10 +286,10 @@ async fn own_round(config: &Config, profile: Profile, until: Instant) -> Status 
     let slot = child::Slot::default();
     let within = DETECT.min(until.saturating_duration_since(started) / 2);
     let detected = tokio::time::timeout(within, crate::detect(&slot, &config)).await;
-    let (facts, blind) = match detected {
-        Ok(Ok(facts)) => (facts, None),
-        Ok(Err(error)) => (Facts::default(), Some(error.to_string())),
-        Err(_) => (Facts::default(), Some(format!("not done within {within:?}"))),
+    let facts = match detected {
+        Ok(Ok(facts)) => facts,
+        Ok(Err(error)) => Facts::unseen(error),
+        Err(_) => Facts::unseen(format!("not done within {within:?}")),
     };
     let left = until.saturating_duration_since(Instant::now()).saturating_sub(AROUND) / 2;
     for name in Topic::Datastore.samplers() {
@@ -300,17 +313,7 @@ async fn own_round(config: &Config, profile: Profile, until: Instant) -> Status 
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let mut status = Status::of(&store, facts, blind.is_none());
-    if let Some(error) = blind {
-        status.verdicts.push(Verdict::new(
-            Topic::Disk,
-            Health::Critical,
-            "ControlPlaneDiskSyncStuck",
-            "looking for the node's files",
-            error,
-        ));
-    }
-    status
+    Status::of(&store, facts, true)
 }
 
 impl Seen {
@@ -337,8 +340,11 @@ impl Seen {
                 .map(|sampler| sampler.why.as_str())
                 .filter(|why| !why.is_empty())
                 .collect();
-            let why = why.into_iter().collect::<Vec<_>>().join("; ");
-            let why = if why.is_empty() { "no figure yet" } else { &why };
+            let why = match &status.node.unseen {
+                Some(_) => status.node.to_string(),
+                None if why.is_empty() => "no figure yet".to_owned(),
+                None => why.into_iter().collect::<Vec<_>>().join("; "),
+            };
             status.verdicts.push(Verdict::new(
                 profile.topics()[0],
                 Health::Unknown,
@@ -399,7 +405,7 @@ mod tests {
     fn seen(verdicts: Vec<Verdict>) -> Seen {
         let mut status = Status::of(&Store::default(), Facts::default(), true);
         status.verdicts = verdicts;
-        Seen { status, by_agent: false, figures: None, notes: Vec::new() }
+        Seen { status, by: SaidBy::OwnRound, figures: None, notes: Vec::new() }
     }
 
     fn sync(value: f64) -> Verdict {

@@ -169,6 +169,7 @@ pub async fn run(
     let mut scheduler = Scheduler::new(Arc::clone(&store));
     let (slot, files) = (child::Slot::default(), child::Slot::default());
     let mut known: Option<Arc<Facts>> = None;
+    let mut unknown = Facts::default();
     let mut answer: Option<web::Reload> = None;
     let mut blind = false;
     loop {
@@ -189,14 +190,18 @@ pub async fn run(
                     known = Some(found);
                 }
             }
-            // Said once: a disk that hangs would say it every minute.
-            Err(error) if !blind => {
-                tracing::warn!(%error, "this node cannot be looked at");
-                blind = true;
+            Err(error) => {
+                // Said once: a disk that hangs would say it every minute.
+                if !std::mem::replace(&mut blind, true) {
+                    tracing::warn!(%error, "this node cannot be looked at");
+                }
+                if known.is_none() {
+                    unknown = Facts::unseen(error);
+                    facts_sender.send_replace(Arc::new(unknown.clone()));
+                }
             }
-            Err(_) => {}
         }
-        let facts = known.as_deref().cloned().unwrap_or_default();
+        let facts = known.as_deref().unwrap_or(&unknown).clone();
         scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts));
         if let Some(answer) = answer.take() {
             reply(answer, Ok(()));

@@ -1,6 +1,7 @@
 //! How this node is: what the status page, its JSON and the check command show.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -84,14 +85,26 @@ impl Status {
     }
 }
 
-/// What is judged here: what the store knows, and that there is nothing of what this agent is for.
+/// What is judged here: what the store knows, and that there is nothing of what this agent is for, or that nobody can look.
 pub fn verdicts(store: &Store, node: &Facts, ready: bool) -> Vec<Verdict> {
     let mut verdicts = verdict::judge(store);
-    if ready && let Some(nothing) = nothing_found(store, node, &verdicts) {
-        let at = verdicts.partition_point(|v| v.topic <= Topic::Datastore);
-        verdicts.insert(at, nothing);
+    let more = match &node.unseen {
+        Some(why) => Some(nobody_can_look(why)),
+        None if ready => nothing_found(store, node, &verdicts),
+        None => None,
+    };
+    if let Some(more) = more {
+        let order = |verdict: &Verdict| (verdict.topic, Reverse(verdict.health));
+        let at = verdicts.partition_point(|verdict| order(verdict) <= order(&more));
+        verdicts.insert(at, more);
     }
     verdicts
+}
+
+/// Looking for files of a few kilobytes takes milliseconds, unless their disk does not answer.
+fn nobody_can_look(why: &str) -> Verdict {
+    let what = "looking for the node's files";
+    Verdict::new(Topic::Disk, Health::Critical, "ControlPlaneDiskSyncStuck", what, why)
 }
 
 /// A node without any control plane and datastore is not well but unknown: the paths may be others than expected, or
@@ -141,5 +154,15 @@ mod tests {
         let installations = vec![Installation::new(Distribution::K3s)];
         let node = Facts { installations, ..Facts::default() };
         assert_eq!(judged(State::NotApplicable, &node, true), []);
+    }
+
+    #[test]
+    fn a_node_that_nobody_can_look_at_is_critical_and_not_one_without_a_control_plane() {
+        let node = Facts::unseen("no answer within 3s");
+        for ready in [false, true] {
+            let said = judged(State::NotApplicable, &node, ready);
+            assert_eq!(said, [(Health::Critical, "no answer within 3s".to_owned())]);
+        }
+        assert_eq!(node.to_string(), "Nothing is known of this node: no answer within 3s");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
-use super::{Profile, Range, Seen};
+use super::{Profile, Range, SaidBy, Seen};
 use crate::runbook;
 use crate::self_metrics::State;
 use crate::timeline;
@@ -78,7 +78,7 @@ pub fn json(seen: &Seen) -> String {
     let object = serde_json::json!({
         "health": seen.status.health,
         "exit_code": super::exit_code(seen.status.health),
-        "by_agent": seen.by_agent,
+        "by_agent": seen.by == SaidBy::Agent,
         "notes": seen.notes,
         "node": seen.status.node,
         "verdicts": seen.status.verdicts,
@@ -174,7 +174,7 @@ pub fn text(seen: &Seen, profile: Profile, verbosity: u8) -> String {
 /// How the trouble of now began, from the events of a running agent. A round of the check's own knows nothing of before.
 fn beginning(seen: &Seen, paint: &Paint) -> String {
     let episode = timeline::episode(&seen.status.events);
-    if !seen.by_agent || episode.is_empty() {
+    if seen.by != SaidBy::Agent || episode.is_empty() {
         return String::new();
     }
     let mut out = format!("\n{}\n", paint.bold("What happened first, in UTC"));
@@ -194,10 +194,10 @@ fn beginning(seen: &Seen, paint: &Paint) -> String {
 
 /// How it was found out.
 fn source(seen: &Seen) -> String {
-    if seen.by_agent {
-        format!("as the running agent sees it (version {})", seen.status.version)
-    } else {
-        "as one round of samples shows it, taken now".to_owned()
+    match seen.by {
+        SaidBy::Agent => format!("as the running agent sees it (version {})", seen.status.version),
+        SaidBy::OwnRound => "as one round of samples shows it, taken now".to_owned(),
+        SaidBy::Nobody => "asked from afar, without an answer".to_owned(),
     }
 }
 
@@ -358,7 +358,7 @@ mod tests {
         status.health = verdict::worst(&verdicts);
         status.verdicts = verdicts;
         let figures = Some("localhost:10379".to_owned());
-        Seen { status, by_agent: true, figures, notes: Vec::new() }
+        Seen { status, by: SaidBy::Agent, figures, notes: Vec::new() }
     }
 
     fn first_line(verdicts: Vec<Verdict>) -> String {
@@ -492,7 +492,7 @@ mod tests {
         assert!(order.windows(2).all(|pair| shown.find(pair[0]) < shown.find(pair[1])), "{shown}");
         assert!(!nagios(&ill, Profile::All, 3).contains("event"));
 
-        ill.by_agent = false;
+        ill.by = SaidBy::OwnRound;
         assert!(!text(&ill, Profile::All, 0).contains("What happened first"));
         let mut well = seen(vec![verdict(Topic::Disk, Health::Ok, "syncs", "")]);
         well.status.events = ill.status.events;

@@ -74,6 +74,7 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
         datastore: place(&probe, overrides, &installations),
         installations,
         notes: probe.into_notes(),
+        unseen: None,
     }
 }
 

@@ -27,11 +27,17 @@ pub struct Facts {
     /// What could not be read or decided, each a sentence that names the path, the reason and,
     /// where there is one, the command that would fix it.
     pub notes: Vec<String>,
+    /// Why nothing is known of the node yet: its files could not be looked at. Then all else here is empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
 }
 
 /// What this node was found to be, in one line.
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(why) = &self.unseen {
+            return write!(f, "Nothing is known of this node: {why}");
+        }
         let Some(node) = self.primary() else {
             return f.write_str("No Kubernetes control plane was found on this node.");
         };
@@ -42,6 +48,11 @@ impl fmt::Display for Facts {
 }
 
 impl Facts {
+    /// Nothing, and why.
+    pub fn unseen(why: impl fmt::Display) -> Self {
+        Self { unseen: Some(why.to_string()), ..Self::default() }
+    }
+
     /// The installation that the node's figures are about.
     pub fn primary(&self) -> Option<&Installation> {
         self.installations.first()

@@ -1,7 +1,8 @@
 //! The agent itself and the node it speaks for: version, distribution, boot time, own resources.
 //!
 //! Reads `/proc/self` of the agent (three small files, about 30 µs) and the facts of detection. It
-//! fails only where `/proc` is not mounted; the node's figures are there all the same.
+//! fails where `/proc` is not mounted, and while detection cannot look at the node's files, as when their disk hangs; all
+//! other figures are there all the same.
 //!
 //! Tells the timeline when the node started, once for each boot, though the agent may have started long after.
 
@@ -37,7 +38,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
         START.desc(),
     ],
     defaults: defaults::<Options>,
-    uses: |all| facts((&all.hostname, all.boot_time, &all.installations)),
+    uses: |all| facts((&all.hostname, all.boot_time, &all.installations, &all.unseen)),
     build: |options, host| {
         let _: Options = options.parse()?;
         Ok(Build::blocking(Exporter { host: host.clone(), boot_told: Arc::clone(&BOOT_TOLD) }))
@@ -113,12 +114,13 @@ impl BlockingSampler for Exporter {
     fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         let all = self.host.facts();
         out.info(&BUILD, [env!("CARGO_PKG_VERSION"), revision()]);
+        let nothing = if all.unseen.is_some() { "unknown" } else { "none" };
         let node = all.primary();
         out.info(
             &NODE,
             [
                 &all.hostname,
-                node.map_or("none", |n| n.distribution.as_str()),
+                node.map_or(nothing, |n| n.distribution.as_str()),
                 node.and_then(|n| n.version.as_deref()).unwrap_or("unknown"),
                 node.map_or("unknown", |n| n.datastore.as_str()),
                 node.map_or("unknown", |n| n.role.as_str()),
@@ -131,7 +133,13 @@ impl BlockingSampler for Exporter {
         if let Err(error) = process(out) {
             out.fail(SampleError::call("/proc/self", error));
         }
-        Ok(())
+        match &all.unseen {
+            Some(why) => {
+                let why = format!("looking for the node's files: {why}");
+                Err(SampleError::Blind(Box::new(SampleError::Detection(why))))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -174,6 +182,17 @@ mod tests {
         assert!(out.value(&RSS, []).is_some_and(|rss| rss > 1e5));
         assert!(out.value(&FDS, []).is_some_and(|fds| fds >= 3.0));
         assert_eq!(out.reasons(), [""; 0]);
+    }
+
+    #[test]
+    fn while_nobody_can_look_at_the_node_it_fails_and_says_why() {
+        let host = Host::at("/nonexistent").with_facts(Facts::unseen("no answer within 3s"));
+        let mut out = Batch::default();
+        let error = Exporter { host, boot_told: Arc::default() }.sample(&mut out).unwrap_err();
+        assert!(matches!(error, SampleError::Blind(_)), "{error}");
+        assert_eq!(error.to_string(), "looking for the node's files: no answer within 3s");
+        assert!(out.value(&RSS, []).is_some());
+        assert_eq!(out.value(&NODE, ["", "unknown", "unknown", "unknown", "unknown"]), Some(1.0));
     }
 
     #[test]

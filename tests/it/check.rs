@@ -316,6 +316,13 @@ fn from_afar_it_asks_over_http_and_a_refused_connection_is_critical() {
     let expected =
         format!("CONTROLPLANE CRITICAL: the agent on 127.0.0.1:{port}: Connection refused");
     assert!(said.first_line().starts_with(&expected), "{said:?}");
+    // Nobody has looked at that node, and the one that asks is another.
+    let said = check(&["-H", "127.0.0.1", "-p", &port, "-vvv"]);
+    assert!(said.text.contains("asked from afar, without an answer"), "{said:?}");
+    assert!(!said.text.contains("one round of samples"), "{said:?}");
+    let said = check(&["-H", "127.0.0.1", "-p", &port, "--format=text"]);
+    let expected = "127.0.0.1  Nothing is known of this node: its agent says nothing";
+    assert_eq!(said.first_line(), expected, "{said:?}");
 }
 
 #[test]

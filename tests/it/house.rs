@@ -14,6 +14,7 @@ use crate::lab;
 use crate::lab::agent::{Agent, Options, Scrape};
 use crate::lab::disk::SlowDisk;
 use crate::lab::fuse::{Fault, Operation};
+use crate::lab::process::bound_command;
 use crate::lab::{http, prometheus};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -346,9 +347,31 @@ fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending
     agent.wait_value("controlplane_sampler_up", &[("sampler", "kernel")], 1.0, 15 * SECOND);
     assert!(agent.log().contains("cannot be looked at"), "{}", agent.log());
     assert!(disk.file().faults().waiting() > 0, "nothing hangs");
+    // It says so where people look, and not that there is nothing.
+    agent.wait_value("controlplane_sampler_up", &[("sampler", "exporter")], 0.0, 15 * SECOND);
+    let status = agent.get("/api/v1/status").unwrap().text();
+    assert!(status.contains("looking for the node's files"), "{status}");
+    assert!(!status.contains("none was found"), "{status}");
+    let page = agent.get("/").unwrap().text();
+    assert!(page.contains("Nothing is known of this node") && !page.contains("No Kubernetes"));
     assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
     TcpListener::bind(agent.address()).expect("the port is free at once");
     disk.release();
+}
+
+#[test]
+fn the_default_port_has_ipv4_also_where_ipv6_is_alone_by_default() {
+    let _turn = lab::together();
+    let script = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/bindv6only || exit 2
+        \"$0\" --web.listen-address=:10379 & agent=$!
+        for address in 127.0.0.1 '[::1]'; do
+            curl --silent --retry 50 --retry-delay 1 --retry-connrefused \"http://$address:10379/-/healthy\"
+        done
+        kill $agent; wait $agent";
+    let mut command = bound_command("unshare");
+    command.args(["--net", "sh", "-c", script, env!("CARGO_BIN_EXE_controlplane-exporter")]);
+    let ended = lab::process::output(command, 30 * SECOND);
+    assert_eq!(ended.stdout, "healthy\nhealthy\n", "{}", ended.stderr);
 }
 
 /// One request on a connection that stays open, and the status line of its answer.
