@@ -2,12 +2,12 @@
 //!
 //! Standard error is a pipe or a socket, and whoever reads it may hang: journald does, with the disk under it. A worker
 //! of the runtime that waited there would take scrapes and samples with it. So nobody but this thread ever waits. A line
-//! that finds the queue full is lost; how many were is told when the reader goes on.
+//! that finds the queue full is lost; how many were is told when the reader has caught up.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
@@ -66,16 +66,22 @@ impl Drop for FlushAtEnd {
 pub struct FlushAtEnd(pub Queue);
 
 fn write_all(mut out: impl Write, jobs: &Receiver<Job>, lost: &AtomicU64) {
-    for job in jobs {
-        match job {
-            Job::Line(line) => {
-                // A log that cannot be written has nowhere to say so.
-                drop(out.write_all(&line));
+    loop {
+        // It is a line like the others, so it waits until there is room for it.
+        let next = match jobs.try_recv() {
+            Err(TryRecvError::Empty) => {
                 let lines = lost.swap(0, Ordering::Relaxed);
                 if lines > 0 {
                     tracing::warn!(lines, "lines of this log were lost, for nobody read it");
                 }
+                jobs.recv().ok()
             }
+            waiting => waiting.ok(),
+        };
+        let Some(job) = next else { return };
+        match job {
+            // A log that cannot be written has nowhere to say so.
+            Job::Line(line) => drop(out.write_all(&line)),
             // Whoever asked may have given up.
             Job::Flush(written) => {
                 written.send(()).ok();
@@ -144,10 +150,22 @@ mod tests {
         }
     }
 
+    /// A queue whose thread writes lines about itself into it, as in the agent.
+    fn queue(out: Gate) -> Queue {
+        let (jobs, waiting) = sync_channel(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let (queue, counted) = (Queue { jobs, lost: Arc::clone(&lost) }, lost);
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(queue.clone()).finish();
+        std::thread::spawn(move || {
+            tracing::subscriber::with_default(log, || write_all(out, &waiting, &counted));
+        });
+        queue
+    }
+
     #[test]
-    fn nobody_waits_for_a_reader_that_hangs_and_what_is_lost_is_counted() {
+    fn nobody_waits_for_a_reader_that_hangs_and_what_is_lost_is_told_later() {
         let gate = Gate::default();
-        let queue = Queue::start(gate.clone()).unwrap();
+        let queue = queue(gate.clone());
         let started = Instant::now();
         let count = WAITING + 100;
         for number in 0..count {
@@ -159,10 +177,12 @@ mod tests {
         // One of them is with the thread.
         assert!((99..=101).contains(&lost), "{lost}");
         gate.open();
-        while !gate.text().contains(&format!("\n{}\n", WAITING - 2)) {
+        let told = format!("lines of this log were lost, for nobody read it lines={lost}\n");
+        while !gate.text().contains(&told) {
             std::thread::yield_now();
             assert!(started.elapsed() < Duration::from_secs(20), "{}", gate.text());
         }
+        assert!(gate.text().contains(&format!("\n{}\n", WAITING - 2)), "{}", gate.text());
         queue.make_writer().write_all(b"last\n").unwrap();
         queue.flush();
         assert!(gate.text().starts_with("0\n1\n2\n") && gate.text().ends_with("last\n"));
