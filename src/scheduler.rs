@@ -27,6 +27,9 @@ use crate::store::Store;
 pub struct Scheduler {
     store: Arc<Store>,
     tasks: HashMap<&'static str, Task>,
+    /// Tasks that were told to end and not replaced: a run that hangs may still be under way in one, and the next waits
+    /// for it.
+    ending: HashMap<&'static str, JoinHandle<()>>,
 }
 
 struct Task {
@@ -50,59 +53,68 @@ type Answer = Result<WireBatch, WireError>;
 impl Scheduler {
     /// A scheduler that runs nothing yet.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store, tasks: HashMap::new() }
+        Self { store, tasks: HashMap::new(), ending: HashMap::new() }
     }
 
     /// Starts, stops and rebuilds samplers so that they fit this configuration and this node.
     /// Those whose options and facts are the same go on untouched.
     pub fn apply(&mut self, config: &Config, host: &Host) {
         for (name, def) in samplers::ALL {
-            let options = config.samplers.get(name).and_then(Option::as_ref);
-            let inputs =
-                format!("{options:?} {} {}", (def.uses)(host.facts()), host.rootfs().display());
-            if self.tasks.get(name).is_some_and(|task| task.inputs == inputs) {
-                continue;
-            }
-            // It is built while the one before is still there: what that one has counted ends with it.
-            let built = options.map(|options| (options, (def.build)(options, host)));
-            let before = self.tasks.remove(name).map(|task| {
-                // A receiver that is gone has ended already.
-                task.stop.send_replace(true);
-                task.handle
-            });
-            let Some((options, built)) = built else {
-                self.store.remove(name);
-                let why = format!("switched off by `{name}.enabled: false`");
-                self.store.statuses().rests(name, State::Off, &why);
-                continue;
-            };
-            match built {
-                Ok(Build::Run(driver)) => {
-                    self.store.statuses().runs(name, options.interval);
-                    let (stop, stopped) = watch::channel(false);
-                    let run = Run {
-                        name,
-                        def,
-                        options: options.clone(),
-                        host: host.clone(),
-                        store: Arc::clone(&self.store),
-                    };
-                    let handle = tokio::spawn(run.forever(driver, before, stopped));
-                    self.tasks.insert(name, Task { inputs, stop, handle });
-                }
-                Ok(Build::NotApplicable(why)) => {
-                    self.store.remove(name);
-                    self.store.statuses().rests(name, State::NotApplicable, &why);
-                }
-                Err(error) => {
-                    // The configuration was checked when it was loaded, so this is rare.
-                    tracing::error!(sampler = name, key = error.key, %error, "cannot be built");
-                    self.store.statuses().rests(name, State::NotApplicable, &error.to_string());
-                }
-            }
+            self.fit(name, def, config.samplers.get(name).and_then(Option::as_ref), host);
         }
         self.store.statuses().planned();
         self.store.touch();
+    }
+
+    /// Starts, stops or rebuilds one sampler; `options` are none when it is switched off.
+    fn fit(
+        &mut self,
+        name: &'static str,
+        def: &'static SamplerDef,
+        options: Option<&Options>,
+        host: &Host,
+    ) {
+        let inputs =
+            format!("{options:?} {} {}", (def.uses)(host.facts()), host.rootfs().display());
+        if self.tasks.get(name).is_some_and(|task| task.inputs == inputs) {
+            return;
+        }
+        // It is built while the one before is still there: what that one has counted ends with it.
+        let built = options.map(|options| (options, (def.build)(options, host)));
+        let before = self.tasks.remove(name).map(|task| {
+            // A receiver that is gone has ended already.
+            task.stop.send_replace(true);
+            task.handle
+        });
+        let before = before.or_else(|| self.ending.remove(name));
+        let (state, why) = match built {
+            Some((options, Ok(Build::Run(driver)))) => {
+                self.store.statuses().runs(name, options.interval);
+                let (stop, stopped) = watch::channel(false);
+                let run = Run {
+                    name,
+                    def,
+                    options: options.clone(),
+                    host: host.clone(),
+                    store: Arc::clone(&self.store),
+                };
+                let handle = tokio::spawn(run.forever(driver, before, stopped));
+                self.tasks.insert(name, Task { inputs, stop, handle });
+                return;
+            }
+            Some((_, Ok(Build::NotApplicable(why)))) => (State::NotApplicable, why),
+            Some((_, Err(error))) => {
+                // The configuration was checked when it was loaded, so this is rare.
+                tracing::error!(sampler = name, key = error.key, %error, "cannot be built");
+                (State::NotApplicable, error.to_string())
+            }
+            None => (State::Off, format!("switched off by `{name}.enabled: false`")),
+        };
+        if let Some(before) = before.filter(|task| !task.is_finished()) {
+            self.ending.insert(name, before);
+        }
+        self.store.statuses().rests(name, state, &why);
+        self.store.remove(name);
     }
 }
 
@@ -183,6 +195,9 @@ impl Run {
         match ended {
             Ok(Outcome { driver, batch, result }) => {
                 let before = statuses.end(self.name, Some(&batch), result.as_ref().err(), false);
+                if statuses.resting(self.name) {
+                    return Some(driver);
+                }
                 self.log_change(before, result.as_ref().err());
                 if matches!(result, Ok(()) | Err(SampleError::Blind(_))) {
                     let new = self.store.put(self.name, batch, self.options.interval);
@@ -318,6 +333,8 @@ mod tests {
         Hang,
     }
 
+    /// The tests that follow a script take turns.
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     static NEXT: Mutex<Next> = Mutex::new(Next::Fail);
     static GATE: Semaphore = Semaphore::const_new(0);
     static STARTED: AtomicU64 = AtomicU64::new(0);
@@ -353,9 +370,9 @@ mod tests {
         cost: "",
     };
 
-    /// The scheduler's rules, in one test because the script above is shared.
     #[tokio::test(start_paused = true)]
     async fn a_run_is_started_once_counted_once_and_its_late_result_is_accepted() {
+        let _turn = TURN.lock().await;
         let store = Arc::new(Store::new(Arc::new(Statuses::default())));
         let options =
             Options { interval: DEF.interval, timeout: DEF.timeout, own: serde_json::Map::new() };
@@ -367,6 +384,7 @@ mod tests {
             store: Arc::clone(&store),
         };
         let (stop, stopped) = watch::channel(false);
+        store.statuses().runs("exporter", DEF.interval);
         *NEXT.lock().unwrap() = Next::Succeed(1);
         let task = tokio::spawn(run.forever(Driver::Async(Box::new(Scripted)), None, stopped));
         let status = || store.statuses().all().remove("exporter").unwrap();
@@ -407,5 +425,48 @@ mod tests {
 
         stop.send_replace(true);
         tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_hangs_says_nothing_after_its_sampler_is_off_and_is_alone_when_that_is_on_again()
+     {
+        let _turn = TURN.lock().await;
+        let store = Arc::new(Store::new(Arc::new(Statuses::default())));
+        let mut scheduler = Scheduler::new(Arc::clone(&store));
+        let options =
+            Options { interval: DEF.interval, timeout: DEF.timeout, own: serde_json::Map::new() };
+        let host = Host::at("/");
+        let mut fit = |on: bool| {
+            scheduler.fit("exporter", &DEF, Some(&options).filter(|_| on), &host);
+        };
+        let status = || store.statuses().all().remove("exporter").unwrap();
+        let value = || store.value("process_threads", &[]);
+        let a_while = || tokio::time::sleep(Duration::from_secs(30));
+
+        *NEXT.lock().unwrap() = Next::Hang;
+        let before = STARTED.load(Ordering::Relaxed);
+        fit(true);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(status().inflight.is_some());
+        for _ in 0..3 {
+            fit(false);
+            a_while().await;
+            assert_eq!((status().state, status().up, status().inflight), (State::Off, None, None));
+            fit(true);
+            a_while().await;
+            assert_eq!(STARTED.load(Ordering::Relaxed), before + 1, "the first one still hangs");
+        }
+        fit(false);
+        GATE.add_permits(1);
+        a_while().await;
+        assert_eq!(
+            (status().state, status().up, status().runs, value()),
+            (State::Off, None, 0, None)
+        );
+
+        *NEXT.lock().unwrap() = Next::Succeed(5);
+        fit(true);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((status().up, value()), (Some(true), Some(5.0)));
     }
 }

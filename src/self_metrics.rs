@@ -195,6 +195,11 @@ impl Statuses {
         });
     }
 
+    /// Whether it was told to rest.
+    pub fn resting(&self, sampler: &'static str) -> bool {
+        self.with(sampler, |s| s.rests())
+    }
+
     /// Every sampler has been told to run or to rest: from now on a silent one is a late one.
     pub fn planned(&self) {
         self.planned.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -205,9 +210,13 @@ impl Statuses {
         self.with(sampler, |s| s.inflight = Some(Instant::now()));
     }
 
-    /// The run in flight has passed its deadline; returns the sampler's `up` before.
+    /// The run in flight has passed its deadline; returns the sampler's `up` before. Nothing of a run counts
+    /// whose sampler was told to rest meanwhile.
     pub fn overdue(&self, sampler: &'static str, what: &str) -> Option<bool> {
         self.with(sampler, |s| {
+            if s.rests() {
+                return s.up;
+            }
             s.late = true;
             what.clone_into(&mut s.why);
             *s.failures.entry("deadline").or_default() += 1;
@@ -215,7 +224,8 @@ impl Statuses {
         })
     }
 
-    /// The run has ended; returns the sampler's `up` before.
+    /// The run has ended; returns the sampler's `up` before. Nothing of a run counts whose sampler was told to
+    /// rest meanwhile.
     pub fn end(
         &self,
         sampler: &'static str,
@@ -225,6 +235,9 @@ impl Statuses {
     ) -> Option<bool> {
         self.with(sampler, |s| {
             let before = s.up;
+            if s.rests() {
+                return before;
+            }
             s.duration = s.inflight.take().map_or(Duration::ZERO, |started| started.elapsed());
             s.runs += 1;
             let late = std::mem::take(&mut s.late);
@@ -294,7 +307,7 @@ impl Statuses {
         }
         for (sampler, s) in self.all() {
             out.info(&STATE, [sampler, s.state.as_str()]);
-            if matches!(s.state, State::Off | State::NotApplicable) {
+            if s.rests() {
                 continue;
             }
             if let Some(up) = s.up {
@@ -319,10 +332,12 @@ impl Statuses {
 impl Status {
     fn settled(&self) -> bool {
         let stuck = self.inflight.is_some_and(|since| since.elapsed() > FIRST_RUN);
-        self.runs > 0
-            || self.late
-            || stuck
-            || matches!(self.state, State::Off | State::NotApplicable)
+        self.runs > 0 || self.late || stuck || self.rests()
+    }
+
+    /// Whether nothing of it is to run.
+    pub fn rests(&self) -> bool {
+        matches!(self.state, State::Off | State::NotApplicable)
     }
 }
 

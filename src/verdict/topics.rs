@@ -662,6 +662,7 @@ pub(super) mod tests {
         let (store, mut batch) = (store(), Batch::default());
         batch.push(&UP, [], 0.0);
         batch.remark("connecting: Connection refused (refused)");
+        store.statuses().runs("etcd", MINUTE);
         store.statuses().end("etcd", Some(&batch), None, false);
         store.put("etcd", batch, MINUTE);
         let (health, figure, _) = about(&store, "etcd member");
