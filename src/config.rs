@@ -186,10 +186,10 @@ impl Config {
         environment: std::collections::HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
-        if let (Some(file), Some(text)) = (&flags.file, text) {
+        let file = flags.file.as_deref().zip(text);
+        if let Some((file, text)) = file {
             builder = builder.add_source(config::File::from_str(text, config::FileFormat::Yaml));
-            // Checked on its own first: errors of the merged layers name no file.
-            check_file(file, text)?;
+            parse_file(&file.display().to_string(), text)?;
         }
         let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
@@ -212,15 +212,21 @@ impl Config {
                 .map_err(flag_error)?;
         }
         let merged = builder.build().map_err(|error| plain("environment", "", error))?;
-        // The file alone was found to be right, so a variable or a flag is wrong.
         Self::from_tree(&to_json(merged.cache), "environment or command line").map_err(|error| {
             let variable = format!("{ENV_PREFIX}__{}", error.key.to_uppercase().replace('.', "__"));
-            match names.iter().find(|name| name.to_uppercase().starts_with(&variable)) {
-                Some(name) => {
-                    ConfigError { origin: format!("environment variable {name}"), ..error }
-                }
-                None => error,
-            }
+            let variable = names.iter().find(|name| name.to_uppercase().starts_with(&variable));
+            // A file that is right with what the variables add to it is right.
+            let file = file.map(|(file, text)| (file.display().to_string(), text));
+            let file = file.filter(|(origin, text)| {
+                let alone = parse_file(origin, text);
+                alone.and_then(|tree| Self::from_tree(&tree, origin)).is_err()
+            });
+            let origin = match (variable, file) {
+                (Some(name), _) => format!("environment variable {name}"),
+                (None, Some((origin, _))) => origin,
+                (None, None) => return error,
+            };
+            ConfigError { origin, ..error }
         })
     }
 
@@ -430,15 +436,14 @@ fn check_text(text: &str) -> Result<(), String> {
     }
 }
 
-/// Everything that is wrong with the file alone is said with its name.
-fn check_file(file: &Path, text: &str) -> Result<(), ConfigError> {
-    let origin = file.display().to_string();
-    check_text(text).map_err(|what| plain(&origin, "", what))?;
-    let merged = config::Config::builder()
+/// The file alone as JSON; an error names it.
+fn parse_file(origin: &str, text: &str) -> Result<serde_json::Value, ConfigError> {
+    check_text(text).map_err(|what| plain(origin, "", what))?;
+    let alone = config::Config::builder()
         .add_source(config::File::from_str(text, config::FileFormat::Yaml))
         .build()
-        .map_err(|error| plain(&origin, "", error))?;
-    Config::from_tree(&to_json(merged.cache), &origin).map(drop)
+        .map_err(|error| plain(origin, "", error))?;
+    Ok(to_json(alone.cache))
 }
 
 /// The merged layers as JSON, which keeps every integer exact.
@@ -584,6 +589,19 @@ mod tests {
         let expected =
             "environment variable CONTROLPLANE_EXPORTER__FILESYSTEM__PATH: filesystem.path:";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_a_variable_makes_right_is_right_and_the_one_that_is_wrong_is_blamed() {
+        let pair = "etcd: {cert_file: /a}";
+        let key = ("CONTROLPLANE_EXPORTER__ETCD__KEY_FILE", "/b");
+        assert!(load(pair, &[]).unwrap_err().to_string().starts_with("/etc/config.yaml: etcd."));
+        load(pair, &[key]).unwrap();
+        let two = format!("{pair}\nfilesystem: {{path: [/]}}");
+        let text = load(&two, &[key]).unwrap_err().to_string();
+        assert!(text.starts_with("/etc/config.yaml: filesystem.path: "), "{text}");
+        let text = load("", &[key]).unwrap_err().to_string();
+        assert!(text.starts_with("environment or command line: etcd."), "{text}");
     }
 
     #[test]
