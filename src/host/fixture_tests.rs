@@ -498,6 +498,18 @@ fn snapshots_of_etcd_are_expected_where_the_configuration_says() {
 }
 
 #[test]
+fn kine_of_k3s_speaks_tls_when_it_is_told_to() {
+    let (_dir, host) = copy_of("k3s-sqlite");
+    let unit = host.path("/etc/systemd/system/k3s.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    fs::write(&unit, format!("{}\n\t'--kine-tls' \\\n", text.trim_end())).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    let kine = facts.primary().unwrap().kine().unwrap();
+    assert_eq!(kine.endpoints, ["unixs:///srv/k3s/server/kine.sock"]);
+    assert_eq!(kine.ca_file, path("/srv/k3s/server/tls/etcd/server-ca.crt"));
+}
+
+#[test]
 fn k0s_on_kine_keeps_its_password_to_itself() {
     let (_dir, host) = copy_of("k0s");
     let text = "spec:\n  storage:\n    type: kine\n    kine: {dataSource: 'mysql://k0s:SECRET@tcp(db)/k'}\n";

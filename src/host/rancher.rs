@@ -176,7 +176,7 @@ impl Supervisor {
         }
         if matches!(found.datastore, Datastore::Sqlite | Datastore::ExternalSql) {
             found.kine_socket = Some(data.join("server/kine.sock"));
-            found.kine_tls = self.distribution == Distribution::Rke2;
+            found.kine_tls = self.distribution == Distribution::Rke2 || config.is_true("kine-tls");
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) const DETECTION: &[&str] = &[
     "node-ip",
     "service-cidr",
     "https-listen-port",
+    "kine-tls",
 ];
 
 /// The effective settings, reduced to those that are asked for.
