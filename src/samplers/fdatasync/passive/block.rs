@@ -22,7 +22,7 @@ use Reg::{R0, R1, R2, R3, R6, R7, R8, R9, Stack};
 
 /// Requests under way.
 const MAX_REQUESTS: u32 = 4_096;
-/// Disks and kinds of request that have figures.
+/// Disks and kinds of request that have figures; what comes when there is no more room has none.
 const MAX_FIGURES: u32 = 256;
 const MAX_ERRORS: u32 = 256;
 /// Bits of a device's minor number, as the kernel has them.
@@ -103,8 +103,9 @@ impl Block {
             minor: place(7)?,
         };
         let started = Map::new("block_started", MapKind::LruHash, 8, 8, MAX_REQUESTS)?;
-        let requests = Map::new("block_requests", MapKind::LruHash, 8, FIGURES, MAX_FIGURES)?;
-        let errors = Map::new("block_errors", MapKind::LruHash, 12, 8, MAX_ERRORS)?;
+        // One that forgets what was used least begins with that long before it is full: it sets room aside for each CPU.
+        let requests = Map::new("block_requests", MapKind::Hash, 8, FIGURES, MAX_FIGURES)?;
+        let errors = Map::new("block_errors", MapKind::Hash, 12, 8, MAX_ERRORS)?;
         let hook = |at: usize| Hook::Typed(found[at].unwrap_or_default());
         let programs = vec![
             bpf::attach(
@@ -141,7 +142,9 @@ impl Block {
             growth.add_to(counted.requests.entry((device, op)).or_default(), bounds);
         }
         let mut value = [0; 8];
-        for key in self.errors.keys(2 * MAX_ERRORS as usize)? {
+        let keys = self.errors.keys(2 * MAX_ERRORS as usize)?;
+        self.errors_read.retain(|key, _| keys.contains(key));
+        for key in keys {
             if !matches!(self.errors.get(&key, &mut value), Ok(true)) {
                 continue;
             }
