@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use etcd_client::GetOptions;
+use etcd_client::{GetOptions, ResponseHeader};
 use serde_json::Value;
 
 use super::unix;
@@ -122,7 +122,8 @@ impl Registry {
     }
 
     /// Hands over each object below a prefix, page by page. Each page begins behind the last key of the one before, so
-    /// that nothing depends on a revision that may be compacted meanwhile.
+    /// that nothing depends on a revision that may be compacted meanwhile; only kine before 0.11.9, which heeds no beginning
+    /// otherwise, is asked for that of the first page.
     async fn each(&mut self, prefix: &str, mut take: impl FnMut(&Value)) -> Result<(), Stop> {
         // The end of the range is the next character in the place of the last slash.
         let mut end = prefix.as_bytes().to_vec();
@@ -130,18 +131,28 @@ impl Registry {
             *last += 1;
         }
         let (mut from, mut objects, mut bytes) = (prefix.as_bytes().to_vec(), 0, 0);
+        let mut revision = 0;
         loop {
-            let answer = match self.page(&from, &end).await {
+            let answer = match self.page(&from, &end, revision).await {
                 Err(refusal)
                     if self.consistency == Consistency::Serializable
                         && refusal.text.contains("serializable") =>
                 {
                     self.consistency = Consistency::Linearizable;
-                    self.page(&from, &end).await
+                    self.page(&from, &end, revision).await
                 }
                 answer => answer,
             };
             let answer = answer.map_err(Stop::Failed)?;
+            if answer.kvs().first().is_some_and(|kv| kv.key() < from.as_slice()) {
+                let now = answer.header().map_or(0, ResponseHeader::revision);
+                if revision != 0 || now == 0 {
+                    let text = format!("what is below {prefix} begins anew with each page");
+                    return Err(Stop::TooMuch(text));
+                }
+                revision = now;
+                continue;
+            }
             for kv in answer.kvs() {
                 objects += 1;
                 bytes += kv.value().len();
@@ -160,8 +171,13 @@ impl Registry {
         }
     }
 
-    async fn page(&self, from: &[u8], end: &[u8]) -> crate::etcd::Answer<etcd_client::GetResponse> {
-        let options = GetOptions::new().with_range(end).with_limit(PAGE);
+    async fn page(
+        &self,
+        from: &[u8],
+        end: &[u8],
+        revision: i64,
+    ) -> crate::etcd::Answer<etcd_client::GetResponse> {
+        let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
         self.clients[self.current].get(from, options, self.consistency).await
     }
 }
@@ -220,6 +236,9 @@ impl Longhorn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::Settings;
+    use crate::etcd::fake::{self, Message, from_member};
+    use crate::host::Host;
     use serde_json::json;
 
     const URL: &str = "s3://key:secret@backups@eu/";
@@ -305,5 +324,46 @@ mod tests {
         longhorn.backup(&backup("pvc-1", "Completed", "2022-12-13T00:00:03Z"));
         assert!(longhorn.has_target);
         assert!(!format!("{longhorn:?}").contains("secret"));
+    }
+
+    /// Answers as kine does; before 0.11.9 it heeds the beginning of a range only `at_revisions`, or here never.
+    async fn old_kine(at_revisions: bool) -> Registry {
+        let prefix = "/registry/longhorn.io/volumes/";
+        let names: Vec<_> =
+            (0..250).map(|n| format!("{prefix}longhorn-system/pvc-{n:03}")).collect();
+        let url = fake::serve(move |_, request| {
+            let key = &request[2..2 + usize::from(request[1])];
+            // Field 4 of a range request, behind the limit: its revision.
+            let at_revision = request.windows(3).any(|part| part == [0x18, 100, 0x20]);
+            let all = if key.starts_with(prefix.as_bytes()) { &names[..] } else { &[] };
+            let heeds = at_revision && at_revisions;
+            let from = if heeds { all.partition_point(|name| name.as_bytes() < key) } else { 0 };
+            let mut answer = from_member(1);
+            for name in all[from..].iter().take(100) {
+                let object = json!({"metadata": {"name": name.rsplit('/').next()}}).to_string();
+                let kv = Message::default().bytes(1, name.as_bytes()).bytes(5, object.as_bytes());
+                answer = answer.message(2, kv);
+            }
+            Ok(answer.number(3, u64::from(from + 100 < all.len())).done())
+        });
+        let settings = Settings { endpoints: vec![url.await], ..Settings::default() };
+        let access = settings.access(None, &Host::at("/")).unwrap().unwrap();
+        Registry::new(&access, std::time::Duration::from_secs(5))
+    }
+
+    #[tokio::test]
+    async fn a_kine_that_heeds_the_beginning_of_a_page_at_a_revision_only_is_asked_at_one() {
+        let mut out = Batch::default();
+        let longhorn = old_kine(true).await.read(&mut out).await.unwrap();
+        assert_eq!((longhorn.volumes.len(), out.reasons()), (250, vec![]));
+        assert!(longhorn.volumes.contains_key("pvc-249"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_begins_anew_with_each_page_is_an_error_that_says_so() {
+        let mut out = Batch::default();
+        assert_eq!(old_kine(false).await.read(&mut out).await, None);
+        let told: Vec<_> = out.failures().iter().map(ToString::to_string).collect();
+        assert!(told[0].contains("begins anew with each page"), "{told:?}");
     }
 }
