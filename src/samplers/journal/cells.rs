@@ -73,6 +73,9 @@ pub(super) struct Reader {
     held: Option<Instant>,
     /// Position of each of the reader's streams: the journal's cursor under an empty name, or a file of a pod's.
     pub(super) cursors: BTreeMap<String, String>,
+    /// The same in what was there before, as far as it has been looked at. It is nobody's place until the look is done: what
+    /// comes after it would count.
+    pub(super) looked: BTreeMap<String, String>,
     /// Where the reader was before it passed something over.
     passed: Option<(String, u64)>,
 }
@@ -147,6 +150,15 @@ impl Figures {
         reader.starts += 1;
     }
 
+    /// What was there before has been looked at: where no place was known, it ends there.
+    pub(super) fn settle(&mut self, source: Source) {
+        let reader = self.reader(source);
+        reader.settled = true;
+        for (stream, place) in std::mem::take(&mut reader.looked) {
+            reader.cursors.entry(stream).or_insert(place);
+        }
+    }
+
     /// Takes an entry. One of `history` happened before the agent looked: it counts nothing, but tells when.
     pub(super) fn take(
         &mut self,
@@ -157,7 +169,7 @@ impl Figures {
     ) {
         let history = history || entry.history;
         if *entry == (Entry { history, ..Entry::default() }) {
-            self.reader(source).settled = true;
+            self.settle(source);
             return;
         }
         let written = UNIX_EPOCH + Duration::from_micros(entry.micros);
@@ -172,7 +184,8 @@ impl Figures {
             reader.lag = now.duration_since(written).unwrap_or_default();
             reader.read = Some(Instant::now());
         }
-        reader.cursors.insert(stream, entry.cursor.clone());
+        let places = if history { &mut reader.looked } else { &mut reader.cursors };
+        places.insert(stream, entry.cursor.clone());
         // Any process may name a unit; only these two know.
         let knows = entry.pid == "1" || entry.by.starts_with("systemd-coredump");
         let is_systemd = knows && !entry.about.is_empty();
@@ -352,6 +365,27 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_what_was_there_before_moves_no_place_and_gives_the_first_one_when_it_is_done() {
+        for (source, unit, stream) in
+            [(Source::Journal, "k3s.service", ""), (Source::Pods, "etcd", "etcd")]
+        {
+            let (classifier, mut figures) = (classifier(), Figures::default());
+            let at = |cursor: &str| Entry { cursor: cursor.into(), ..entry(unit, "x") };
+            let place = |figures: &mut Figures| figures.reader(source).cursors.get(stream).cloned();
+            figures.take(source, &at("1"), &classifier, true);
+            figures.take(source, &at("2"), &classifier, true);
+            assert_eq!(place(&mut figures), None, "{stream:?}: a look that is not done");
+            figures.settle(source);
+            assert_eq!(place(&mut figures).as_deref(), Some("2"), "{stream:?}");
+            figures.take(source, &at("3"), &classifier, false);
+            figures.take(source, &at("1"), &classifier, true);
+            assert_eq!(place(&mut figures).as_deref(), Some("3"), "{stream:?}: a second look");
+            figures.settle(source);
+            assert_eq!(place(&mut figures).as_deref(), Some("3"), "{stream:?}");
+        }
+    }
+
+    #[test]
     fn a_line_that_repeats_is_counted_each_time_and_told_once_a_minute() {
         let (classifier, mut figures) = (classifier(), Figures::default());
         for _ in 0..50 {
@@ -425,6 +459,18 @@ mod tests {
         assert_eq!(out.value(&EVENTS, ["volume_formatting", "containerd.service"]), None);
         assert!(out.series(&EVENTS) < 30, "{}", out.series(&EVENTS));
         assert_eq!(out.series(&EVENT_LAST), 0);
+    }
+
+    #[test]
+    fn what_rke2s_kubelet_says_is_in_no_journal_and_does_not_look_as_if_it_had_never_happened() {
+        let (classifier, mut figures) = (classifier(), Figures::default());
+        let unit = "rke2-server.service";
+        figures.prepare(&classifier, &[unit.to_owned()]);
+        let out = exported(&mut figures);
+        for row in classifier.rows().iter().filter(|row| row.id.starts_with("volume_")) {
+            assert_eq!(out.value(&EVENTS, [row.id.as_str(), unit]), None, "{}", row.id);
+        }
+        assert_eq!(out.value(&EVENTS, ["leaderelection_lost", unit]), Some(0.0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr};
 use tokio::sync::oneshot;
 
@@ -35,8 +35,9 @@ const LATE: Duration = Duration::from_secs(30);
 const BEHIND: (Duration, u32) = (Duration::from_mins(2), 100_000);
 /// An entry that comes later than this is not the last one.
 const TRAILING: Duration = Duration::from_secs(2);
-/// A reader that trails and gives nothing for so long has come to the end after all, or has lost its place: journalctl can
-/// wait for ever when the file that it reads is vacuumed. A new one begins after the last entry, which is right for both.
+/// A reader of the journal that trails and gives nothing for so long has come to the end after all, or has lost its place:
+/// journalctl can wait for ever when the file that it reads is vacuumed. A new one begins after the last entry, which is right
+/// for both.
 const SILENT: Duration = Duration::from_secs(10);
 /// The last entries before the end are taken even then: what follows a flood says what it did.
 const AT_END: u32 = 5_000;
@@ -243,10 +244,10 @@ impl Task<'_> {
         root: Option<&Path>,
         units: &[String],
     ) -> Result<From, Ended> {
-        let (saved, settled) = {
+        let settled = {
             let mut figures = self.cells.figures();
             let reader = figures.reader(self.source);
-            (reader.cursors.get("").cloned(), reader.settled && reader.trouble.is_none())
+            reader.settled && reader.trouble.is_none()
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if !settled {
@@ -258,12 +259,9 @@ impl Task<'_> {
             }
         }
         let mut figures = self.cells.figures();
-        let reader = figures.reader(self.source);
-        reader.settled = true;
-        if let Some(saved) = saved {
-            reader.cursors.insert(String::new(), saved);
-        }
-        let from = reader.cursors.get("").cloned().map_or(From::Since(now.as_secs()), From::After);
+        figures.settle(self.source);
+        let known = figures.reader(self.source).cursors.get("").cloned();
+        let from = known.map_or(From::Since(now.as_secs()), From::After);
         drop(figures);
         self.cells.settled.notify_waiters();
         Ok(from)
@@ -275,11 +273,19 @@ impl Task<'_> {
             Ok(child) => child,
             Err(error) => return Ended::Badly(Trouble { text: error.to_string(), refused: false }),
         };
-        if !history {
-            self.cells.figures().started(self.source, child.id());
+        {
+            let mut figures = self.cells.figures();
+            // What an earlier child has looked at without coming to the end.
+            figures.reader(self.source).looked.clear();
+            if !history {
+                figures.started(self.source, child.id());
+            }
         }
         let complaint = child.stderr.take().map(|stderr| tokio::spawn(complaint(stderr)));
-        let ended = self.read(&mut child, history).await;
+        let ended = match child.stdout.take() {
+            Some(stdout) => self.read(stdout, history).await,
+            None => None,
+        };
         if ended.is_some()
             && let Err(error) = child.start_kill()
         {
@@ -302,8 +308,7 @@ impl Task<'_> {
     }
 
     /// Takes what a child writes; nothing when it has ended by itself.
-    async fn read(&mut self, child: &mut Child, history: bool) -> Option<Ended> {
-        let mut stdout = child.stdout.take()?;
+    async fn read(&mut self, mut stdout: impl AsyncRead + Unpin, history: bool) -> Option<Ended> {
         let mut parser = Parser::default();
         let mut piece = vec![0; PIECE];
         let mut late: Option<Late> = None;
@@ -332,13 +337,16 @@ impl Task<'_> {
             if self.source == Source::Pods {
                 self.cells.settled.notify_waiters();
             }
+            // Only journalctl loses its place or is left behind; the reader of files is ours, and as quiet as they are. The
+            // end of what was there before has no time, either.
+            let last = last.filter(|_| self.source == Source::Journal);
             let age = last.and_then(|last| SystemTime::now().duration_since(last).ok());
             if let Some(age) = age {
                 trails = age > TRAILING;
                 let before = late.unwrap_or_else(Late::begin);
                 late = (age > LATE).then(|| Late { entries: before.entries + entries, ..before });
             }
-            if self.source == Source::Journal && late.is_some_and(Late::is_hopeless) {
+            if late.is_some_and(Late::is_hopeless) {
                 return Some(Ended::Behind);
             }
             let pause = (Duration::from_secs(1) * entries / RATE).saturating_sub(begun.elapsed());
@@ -421,7 +429,34 @@ pub(super) fn run_child() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+    use crate::samplers::journal::table;
+
+    /// How the reading of a child ends that writes this, and for a minute nothing more.
+    async fn ended(source: Source, output: &[u8]) -> Option<Ended> {
+        let cells = Cells::default();
+        let classifier = Classifier::new(table::with(&[]).unwrap()).unwrap();
+        let (_stop, stopped) = oneshot::channel();
+        let mut task = Task { cells: &cells, classifier: &classifier, source, stopped };
+        let (mut child, ours) = tokio::io::duplex(1 << 10);
+        child.write_all(output).await.unwrap();
+        let minute = async move {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            drop(child);
+        };
+        tokio::join!(task.read(ours, false), minute).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_says_nothing_is_no_reader_that_lost_its_place() {
+        // The end of what was there before, which has no time.
+        assert_eq!(ended(Source::Pods, b"HISTORY=1\n\n").await, None);
+        let old = b"__CURSOR=7:9\n__REALTIME_TIMESTAMP=1710451017048001\nMESSAGE=x\n\n";
+        assert_eq!(ended(Source::Pods, old).await, None);
+        assert_eq!(ended(Source::Journal, old).await, Some(Ended::Silent));
+    }
 
     #[test]
     fn the_journal_is_asked_for_units_from_a_place() {

@@ -1,4 +1,5 @@
-//! What a line says, by the table: zap's JSON, logrus, klog, and what systemd and journald write.
+//! What a line says, by the table: zap's JSON, logrus, klog, and what systemd and journald write. What
+//! k0s' children say comes in lines of k0s', and is taken out of them.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -110,16 +111,24 @@ impl Classifier {
     }
 
     fn line<'t>(&'t self, from: From, line: &[u8], found: &mut Found<'t>) {
+        if let Some(said) = wrapped(line) {
+            // k0s calls all of it information; what it means, the child's own words tell.
+            let hits = found.hits.len();
+            self.bare(from, said.trim_ascii_end(), found);
+            // What JSON only quotes would be found in the whole line.
+            if found.hits.len() > hits || said.starts_with(b"{") {
+                return;
+            }
+        }
+        self.bare(from, line, found);
+    }
+
+    /// A line as it is, whatever it wraps.
+    fn bare<'t>(&'t self, from: From, line: &[u8], found: &mut Found<'t>) {
         if line.is_empty() {
             return;
         }
         if line[0] != b'{' {
-            // k0s wraps the JSON lines of its children into logrus.
-            if line.starts_with(b"time=")
-                && let Some(inner) = wrapped(line)
-            {
-                return self.line(from, inner.as_bytes(), found);
-            }
             if let Some(n) = self.by_pattern(from, line) {
                 let took = self.took(n, line, |key| logrus(line, key));
                 found.hits.push((Hit { row: &self.rows[n], took }, text(line)));
@@ -175,12 +184,62 @@ impl Classifier {
     }
 }
 
-/// The JSON line in a logrus line's `msg`.
-fn wrapped(line: &[u8]) -> Option<String> {
-    let start = line.windows(7).position(|w| w == b"msg=\"{\\")? + 4;
-    // Go quotes as JSON does, but for characters that no log line holds.
-    let mut values = serde_json::Deserializer::from_slice(&line[start..]).into_iter::<String>();
-    values.next()?.ok()
+/// What a child of k0s has said: the `msg` of a logrus line that names the child too, by `component`. k0s' own parts have
+/// such lines as well; others' have not, and their `msg` stays where patterns look for it.
+fn wrapped(line: &[u8]) -> Option<Vec<u8>> {
+    const MSG: &[u8] = b" msg=\"";
+    if !line.starts_with(b"time=") {
+        return None;
+    }
+    let rest = &line[find(line, MSG)? + MSG.len()..];
+    let mut escaped = false;
+    let end = rest.iter().position(|byte| {
+        let ends = *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        ends
+    })?;
+    let (quoted, fields) = rest.split_at(end);
+    find(fields, b" component=")?;
+    unquoted(quoted)
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|part| part == what)
+}
+
+/// What stands between the quotes of a string as Go writes it.
+fn unquoted(quoted: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = Vec::with_capacity(quoted.len());
+    let mut rest = quoted;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        plain.extend(&rest[..at]);
+        let (kind, after) = rest[at + 1..].split_first()?;
+        let digits = match kind {
+            b'x' => 2,
+            b'u' => 4,
+            b'U' => 8,
+            _ => 0,
+        };
+        let (digits, after) = after.split_at_checked(digits)?;
+        rest = after;
+        match kind {
+            b'a' => plain.push(0x07),
+            b'b' => plain.push(0x08),
+            b'f' => plain.push(0x0c),
+            b'n' => plain.push(b'\n'),
+            b'r' => plain.push(b'\r'),
+            b't' => plain.push(b'\t'),
+            b'v' => plain.push(0x0b),
+            b'x' => plain.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?),
+            b'u' | b'U' => {
+                let number = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+                plain.extend(char::from_u32(number)?.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+            other => plain.push(*other),
+        }
+    }
+    plain.extend(rest);
+    Some(plain)
 }
 
 /// The value of a key of a logrus line.
@@ -327,6 +386,111 @@ mod tests {
         assert_eq!(took("Device /dev/sdb has errors which were corrected by fsck."), None);
         let nonsense = r#"{"msg":"slow fdatasync","took":"a while"}"#;
         assert_eq!(took(nonsense), None);
+    }
+
+    /// Composed from the formats of klog, kine and zap, and from that of k0s' lines for what its children write.
+    #[test]
+    fn what_the_children_of_k0s_say_means_the_same_through_it() {
+        let classifier = classifier();
+        let cases = [
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="E0725 19:37:43.123456       1 server.go:244] \"leaderelection lost\"" component=kube-controller-manager stream=stderr"#,
+                "leaderelection_lost",
+            ),
+            (
+                r#"time="2025-07-25 19:37:41" level=info msg="I0725 19:37:41.123456       1 leaderelection.go:297] \"Failed to renew lease\" lock=\"kube-system/kube-scheduler\" err=\"context deadline exceeded\"" component=kube-scheduler stream=stderr"#,
+                "lease_renew_failed",
+            ),
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="time=\"2025-07-25T19:37:43Z\" level=fatal msg=\"Transaction commit failed: disk I/O error\"" component=kine stream=stderr"#,
+                "kine_tx_fatal",
+            ),
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="time=\"2025-07-25T19:37:43Z\" level=fatal msg=\"building kine: unable to open database file\"" component=kine stream=stderr"#,
+                "k3s_fatal",
+            ),
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="I0725 19:37:43.290709    1533 mount_linux.go:577] Disk \"/dev/sdb\" appears to be unformatted, attempting to format as type: \"ext4\" with options: [-F -m0 /dev/sdb]" component=kubelet stream=stderr"#,
+                "volume_formatting",
+            ),
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="E0725 19:37:43.290709    1533 nestedpendingoperations.go:348] Error: MountVolume.MountDevice failed for volume \"pvc-1\" : rpc error" component=kubelet stream=stderr"#,
+                "volume_mount_failed",
+            ),
+            (
+                r#"time="2025-07-25 19:37:43" level=info msg="{\"level\":\"warn\",\"msg\":\"apply request took too long\",\"took\":\"157.2ms\",\"request\":\"key:\\\"no known leader\\\"\"}" component=etcd stream=stderr"#,
+                "etcd_slow_apply",
+            ),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(ids(&classifier, From::Program, line), [expected], "{line}");
+            assert_eq!(ids(&classifier, From::Systemd, line), Vec::<String>::new(), "{line}");
+        }
+        let slow = r#"time="2025-07-25 19:37:43" level=info msg="time=\"2025-07-25T19:37:43Z\" level=warning msg=\"Slow SQL: SELECT 1\" duration=6.2s" component=kine stream=stderr"#;
+        let found = classifier.message(From::Program, "", slow.as_bytes());
+        let (hit, said) = &found.hits[0];
+        assert_eq!((&*hit.row.id, hit.took), ("kine_slow_sql", Some(Duration::from_millis(6_200))));
+        assert!(
+            said.starts_with(r#"time="2025-07-25T19:37:43Z" level=warning msg="Slow"#),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn of_a_line_that_wraps_another_the_inner_one_comes_first_and_json_alone() {
+        let classifier = classifier();
+        let found = |line: &str| ids(&classifier, From::Program, line);
+        // What k0s says itself.
+        let own = r#"time="2025-07-25 19:37:43" level=fatal msg="failed to start" component=k0s"#;
+        assert_eq!(found(own), ["k3s_fatal"]);
+        // Nobody's child: the programs' own patterns look for `msg`, and what it quotes is no line.
+        let nobody = r#"time="2025-07-25 19:37:43" level=info msg="E0725 19:37:43.123456       1 server.go:244] \"leaderelection lost\"""#;
+        assert_eq!(found(nobody), Vec::<String>::new());
+        let k3s = r#"time="2025-07-25T19:37:43Z" level=fatal msg="leaderelection lost for k3s""#;
+        assert_eq!(found(k3s), ["leaderelection_lost"]);
+        let quoting = r#"time="2025-07-25 19:37:43" level=info msg="{\"level\":\"warn\",\"msg\":\"hello\",\"error\":\"walpb: crc mismatch\"}" component=etcd stream=stderr"#;
+        assert_eq!(found(quoting), Vec::<String>::new());
+        // Divided by k0s, for its length.
+        let cut = br#"time="2025-07-25 19:37:43" level=info msg="{\"msg\":\"slow fdatasync\",\"took\":" chunk=1 component=etcd stream=stderr"#;
+        let cut = classifier.message(From::Program, "", cut);
+        assert_eq!((cut.hits.len(), cut.unparsed), (0, 1));
+        // Cut by journald, before its end.
+        let endless = r#"time="2025-07-25 19:37:43" level=info msg="etcdserver: no leader \"#;
+        assert_eq!(found(endless), ["etcd_no_leader"]);
+    }
+
+    #[test]
+    fn strings_are_unquoted_as_go_quotes_them() {
+        let cases: [(&[u8], Option<&[u8]>); 8] = [
+            (b"", Some(b"")),
+            (b"plain \xc2\xb5", Some(b"plain \xc2\xb5")),
+            (br#"a\t\"b\"\n\\n"#, Some(b"a\t\"b\"\n\\n")),
+            (
+                br"\a\b\f\r\v\xff\u00b5\U0001f600",
+                Some(b"\x07\x08\x0c\r\x0b\xff\xc2\xb5\xf0\x9f\x98\x80"),
+            ),
+            (br"a\", None),
+            (br"\xf", None),
+            (br"\xzz", None),
+            (br"\ud800", None),
+        ];
+        for (quoted, expected) in cases {
+            let name = String::from_utf8_lossy(quoted);
+            assert_eq!(unquoted(quoted).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_restart_of_which_systemd_says_two_lines_is_one() {
+        let classifier = classifier();
+        // The first line is systemd 239's, and that of 237 and 238.
+        for first in ["Service RestartSec=5s expired", "Service hold-off time over"] {
+            let lines = format!(
+                "k3s.service: {first}, scheduling restart.\n\
+                 k3s.service: Scheduled restart job, restart counter is at 1."
+            );
+            assert_eq!(ids(&classifier, From::Systemd, &lines), ["unit_restart_scheduled"]);
+        }
     }
 
     #[test]

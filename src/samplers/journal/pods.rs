@@ -2,7 +2,8 @@
 //!
 //! Runs in a child process, because the files may lie on a disk that hangs. Twice a second it looks into
 //! `/var/log/pods/<namespace>_<pod>-…/<container>/` for the file with the highest number, `N.log`: kubelet starts a new one with
-//! each restart of the container, and moves a large one aside. What comes is written to standard output in the
+//! each restart of the container, and moves a large one aside; then the log of the container before is the highest for a moment,
+//! and is not read again. What comes is written to standard output in the
 //! journal's export format, with the file and the place in it as cursor.
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,10 +72,22 @@ pub(super) fn follow(question: &Question) -> io::Result<()> {
     }
 }
 
+/// A log as it lies there.
+#[derive(Debug)]
+struct Log {
+    /// In our view.
+    path: PathBuf,
+    number: u64,
+    inode: u64,
+    modified: Option<SystemTime>,
+}
+
 /// The file that is read, and how far.
 #[derive(Debug)]
 pub(super) struct Open {
     file: File,
+    /// Where it lay when it was opened.
+    path: PathBuf,
     inode: u64,
     number: u64,
     /// The place up to which whole lines were handed on.
@@ -113,26 +126,22 @@ impl Tail {
         let newest = newest(host, &self.pod);
         if let Some(open) = &mut self.open {
             open.drain(&self.pod.container, out)?;
-            let moved = newest
-                .as_ref()
-                .is_some_and(|(_, number, inode)| *inode != open.inode || *number != open.number);
-            // A file that was cut short is read again from its beginning.
-            let cut = open.file.metadata().is_ok_and(|now| now.len() < open.offset);
-            if !moved && !cut {
+            let moved = newest.as_ref().is_some_and(|log| open.is_followed_by(log));
+            if !moved {
                 return Ok(());
             }
             self.open = None;
         }
-        let Some((path, number, inode)) = newest else {
+        let Some(log) = newest else {
             self.begun |= self.resume.is_none();
             return Ok(());
         };
         // It may have been moved since; the next look finds the one in its place.
-        let Ok(file) = open_regular(&path) else { return Ok(()) };
+        let Ok(file) = open_regular(&log.path) else { return Ok(()) };
         let length = file.metadata().map_or(0, |now| now.len());
         let (from, history) = match self.resume.take() {
             _ if self.begun => (0, 0),
-            Some((known, offset)) if known == inode && offset <= length => {
+            Some((known, offset)) if known == log.inode && offset <= length => {
                 (offset.saturating_sub(HISTORY), offset)
             }
             // Another file: all of it was written since.
@@ -142,8 +151,9 @@ impl Tail {
         self.begun = true;
         let mut open = Open {
             file,
-            inode,
-            number,
+            path: log.path,
+            inode: log.inode,
+            number: log.number,
             offset: from,
             history,
             rest: Vec::new(),
@@ -162,8 +172,21 @@ impl Open {
     /// A file from its beginning, up to `history` written before.
     #[cfg(any(test, fuzzing))]
     pub(super) fn beginning(file: File, history: u64) -> Self {
-        let (rest, parts) = (Vec::new(), Vec::new());
-        Self { file, inode: 1, number: 0, offset: 0, history, rest, taken: 0, parts }
+        let (path, rest, parts) = (PathBuf::new(), Vec::new(), Vec::new());
+        Self { file, path, inode: 1, number: 0, offset: 0, history, rest, taken: 0, parts }
+    }
+
+    /// Whether the reading goes on at the beginning of this log: a later container's, one in the place of ours, or ours if
+    /// it was cut short. An earlier container's is none of them; that it is the highest only means that ours was moved aside.
+    /// Another pod's, or any when ours was deleted, follows when it was written to later.
+    fn is_followed_by(&self, log: &Log) -> bool {
+        let Ok(now) = self.file.metadata() else { return false };
+        let is_same_pod = log.path.parent() == self.path.parent();
+        if is_same_pod && log.number >= self.number {
+            let is_ours = (log.number, log.inode) == (self.number, self.inode);
+            return !is_ours || now.len() < self.offset;
+        }
+        (!is_same_pod || now.nlink() == 0) && log.modified > now.modified().ok()
     }
 
     pub(super) fn drain(&mut self, container: &str, out: &mut impl Write) -> io::Result<()> {
@@ -216,27 +239,27 @@ impl Open {
     }
 }
 
-/// The container's newest log: its path in our view, its number and its inode.
-fn newest(host: &Host, pod: &Pod) -> Option<(PathBuf, u64, u64)> {
+/// The container's newest log: of each pod that of its last container.
+fn newest(host: &Host, pod: &Pod) -> Option<Log> {
     let names = |folder: &Path| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
     };
     let root = host.path(PODS);
+    let last = |folder: PathBuf| {
+        let logs = names(&folder).into_iter().filter_map(|name| {
+            let number = name.strip_suffix(".log")?.parse().ok()?;
+            let path = folder.join(name);
+            let meta = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
+            Some(Log { path, number, inode: meta.ino(), modified: meta.modified().ok() })
+        });
+        logs.max_by_key(|log| log.number)
+    };
     let folders = names(&root).into_iter().filter(|name| name.starts_with(&pod.prefix));
     folders
-        .flat_map(|name| {
-            let folder = root.join(name).join(&pod.container);
-            names(&folder).into_iter().filter_map(move |name| {
-                let number: u64 = name.strip_suffix(".log")?.parse().ok()?;
-                let path = folder.join(name);
-                let meta = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
-                Some((meta.mtime(), (path, number, meta.ino())))
-            })
-        })
+        .filter_map(|name| last(root.join(name).join(&pod.container)))
         // A pod whose manifest changed has another directory; the one that is written to is the newer.
-        .max_by_key(|(modified, (_, number, _))| (*modified, *number))
-        .map(|(_, found)| found)
+        .max_by_key(|log| (log.modified, log.number))
 }
 
 /// Microseconds of Unix time of `2024-03-14T21:16:57.04800154Z`, or with an offset in place of the Z.
@@ -292,6 +315,14 @@ mod tests {
             file.write_all(text.as_bytes()).unwrap();
         }
 
+        /// Makes a log of another pod's, written to so many seconds after now, or before.
+        fn other(&self, pod: &str, text: &str, seconds: i64) {
+            let folder = self.dir.path().join("var/log/pods").join(pod).join("etcd");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("0.log"), line(text)).unwrap();
+            set_time(&folder.join("0.log"), seconds);
+        }
+
         fn advance(&mut self) -> Vec<Entry> {
             let mut out = Vec::new();
             self.tail.advance(&Host::at(self.dir.path()), &mut out).unwrap();
@@ -304,6 +335,13 @@ mod tests {
             let text = |entry: Entry| String::from_utf8(entry.message).unwrap();
             self.advance().into_iter().map(text).collect()
         }
+    }
+
+    fn set_time(path: &Path, seconds: i64) {
+        let away = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemTime::now();
+        let time = if seconds < 0 { now - away } else { now + away };
+        File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
     }
 
     fn tail(resume: Option<&str>) -> Tail {
@@ -366,6 +404,48 @@ mod tests {
         lab.texts();
         lab.append("1.log", &line("g"));
         assert_eq!(lab.texts(), ["g"]);
+    }
+
+    #[test]
+    fn while_a_log_is_moved_aside_no_older_one_is_read_again() {
+        let mut lab = Lab::new();
+        lab.append("16.log", &line("the container before"));
+        lab.append("17.log", &line("a"));
+        lab.other("kube-system_etcd-a_9c8d", "the pod before", -3_600);
+        assert_eq!(lab.texts(), ["a"]);
+        fs::rename(lab.folder().join("17.log"), lab.folder().join("17.log.20240314-211657"))
+            .unwrap();
+        lab.append("17.log.20240314-211657", &line("b"));
+        assert_eq!(lab.texts(), ["b"]);
+        // Without one of its own pod's the other's is the highest.
+        fs::remove_file(lab.folder().join("16.log")).unwrap();
+        assert_eq!(lab.texts(), Vec::<String>::new());
+        lab.append("17.log", &line("c"));
+        assert_eq!(lab.texts(), ["c"]);
+    }
+
+    #[test]
+    fn the_last_container_is_read_even_if_the_one_before_wrote_later() {
+        let mut lab = Lab::new();
+        lab.append("16.log", &line("its end"));
+        lab.append("17.log", &line("a"));
+        set_time(&lab.folder().join("16.log"), 60);
+        assert_eq!(lab.texts(), ["a"]);
+        assert_eq!(lab.texts(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn another_pod_is_followed_when_it_writes_and_one_that_was_made_anew_from_its_first_log() {
+        let mut lab = Lab::new();
+        lab.append("17.log", &line("a"));
+        assert_eq!(lab.texts(), ["a"]);
+        fs::remove_dir_all(lab.folder()).unwrap();
+        assert_eq!(lab.texts(), Vec::<String>::new());
+        lab.append("0.log", &line("b"));
+        set_time(&lab.folder().join("0.log"), 60);
+        assert_eq!(lab.texts(), ["b"]);
+        lab.other("kube-system_etcd-a_9c8d", "c", 120);
+        assert_eq!(lab.texts(), ["c"]);
     }
 
     #[test]
