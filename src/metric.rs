@@ -118,6 +118,11 @@ impl<const N: usize> Metric<N> {
 
     /// The metric without its number of labels.
     pub const fn desc(&'static self) -> Desc {
+        let mut i = 0;
+        while i < N {
+            assert!(!is_taken(self.labels[i]), "Prometheus or its Operator sets this label");
+            i += 1;
+        }
         Desc {
             name: self.name,
             help: self.help,
@@ -131,6 +136,22 @@ impl<const N: usize> Metric<N> {
     pub const fn name(&self) -> &'static str {
         self.name
     }
+}
+
+/// Labels that Prometheus and its Operator give to each series of a target. One of ours with the same name is stored as
+/// `exported_…`, where no rule looks.
+const TAKEN: [&str; 7] =
+    ["job", "instance", "namespace", "service", "pod", "container", "endpoint"];
+
+const fn is_taken(label: &str) -> bool {
+    let mut i = 0;
+    while i < TAKEN.len() {
+        if label.len() == TAKEN[i].len() && ends_with(label, TAKEN[i]) {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
 /// `str::ends_with`, which is not `const`.

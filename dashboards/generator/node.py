@@ -5,7 +5,7 @@ from parts import (
     describe, distribution, first_of, lanes, limits, lines, rows_of, steps_of,
 )  # fmt: skip
 
-ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly"
+ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly|zfs_pool_suspended"
 ALIVE = "group by (%n) (@exporter_build_info)"
 UNIT = "%n, unit"
 NO_VOLUMES = "no volume of a CSI driver is mounted here"
@@ -550,9 +550,9 @@ def api():
             [
                 Column("Node", label="instance"),
                 Column("Target", label="target"),
-                Column("Page", label="endpoint"),
+                Column("Page", label="type"),
                 Column("State", label="state"),
-                Column("", "group by (%n, target, endpoint, state) (@apiserver_state == 1)"),
+                Column("", "group by (%n, target, type, state) (@apiserver_state == 1)"),
             ],
             size=(8, 12), none=none,
         ),
@@ -561,17 +561,17 @@ def api():
             describe("The API server's own checks by name.", "any", alert="ControlPlaneApiserverNotReady"),
             [
                 Column("Node", label="instance"),
-                Column("Page", label="endpoint"),
+                Column("Page", label="type"),
                 Column("Check", label="check"),
-                Column("", "group by (%n, endpoint, check) (@apiserver_failing_check_info)"),
+                Column("", "group by (%n, type, check) (@apiserver_failing_check_info)"),
             ],
             size=(8, 12), none="no check fails, or no API server is watched here",
         ),
         lines(
             "Time of answers, p90",
             describe("From dialling to the end of the answer, on the node itself or to the URL.", rows=API_SLOW),
-            [("histogram_quantile(0.9, sum by (%n, target, endpoint, le) "
-              "(rate(@apiserver_request_duration_seconds_bucket[%w])))", "{{instance}} {{target}} {{endpoint}}")],
+            [("histogram_quantile(0.9, sum by (%n, target, type, le) "
+              "(rate(@apiserver_request_duration_seconds_bucket[%w])))", "{{instance}} {{target}} {{type}}")],
             "s", size=(8, 12), none=none, floor=0, thresholds=steps_of(API_SLOW),
         ),
     ]  # fmt: skip

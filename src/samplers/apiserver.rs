@@ -78,23 +78,23 @@ static UP: Metric<1> = Metric::gauge(
 );
 static STATE: Metric<3> = Metric::gauge(
     "controlplane_apiserver_state",
-    "What was answered: ok, failing (a status from 500 on), unauthorised (401 or 403: it works, and says nothing of its health), unexpected (another status), unreachable (no answer). 1 for the one that is the case. The endpoint is livez, readyz or healthz, or url for a configured one.",
-    ["target", "endpoint", "state"],
+    "What was answered: ok, failing (a status from 500 on), unauthorised (401 or 403: it works, and says nothing of its health), unexpected (another status), unreachable (no answer). 1 for the one that is the case. The type is livez, readyz or healthz, or url for a configured one.",
+    ["target", "type", "state"],
 );
 static FAILING: Metric<3> = Metric::info(
     "controlplane_apiserver_failing_check_info",
     "A check of the API server's own that fails, by its name; those that run after a start are poststarthook together, and unknown ones other.",
-    ["target", "endpoint", "check"],
+    ["target", "type", "check"],
 );
 static DURATION: Metric<2> = Metric::histogram(
     "controlplane_apiserver_request_duration_seconds",
     "Time from dialling to the end of the answer, or to the time-out.",
-    ["target", "endpoint"],
+    ["target", "type"],
 );
 static FAILURES: Metric<3> = Metric::counter(
     "controlplane_apiserver_request_failures_total",
     "Requests without an answer.",
-    ["target", "endpoint", "reason"],
+    ["target", "type", "reason"],
 );
 static SUCCESS: Metric<1> = Metric::gauge(
     "controlplane_apiserver_last_success_timestamp_seconds",

@@ -94,16 +94,16 @@ mod tests {
 
     static UP: Metric<1> = Metric::gauge("controlplane_apiserver_up", "Up.", ["target"]);
     static STATE: Metric<3> =
-        Metric::gauge("controlplane_apiserver_state", "State.", ["target", "endpoint", "state"]);
+        Metric::gauge("controlplane_apiserver_state", "State.", ["target", "type", "state"]);
     static FAILING: Metric<3> = Metric::info(
         "controlplane_apiserver_failing_check_info",
         "Failing.",
-        ["target", "endpoint", "check"],
+        ["target", "type", "check"],
     );
     static TIMES: Metric<2> = Metric::histogram(
         "controlplane_apiserver_request_duration_seconds",
         "Times.",
-        ["target", "endpoint"],
+        ["target", "type"],
     );
 
     fn judged(up: bool, readyz: &str, url: &str) -> [(Health, String, String); 2] {

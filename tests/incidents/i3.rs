@@ -189,7 +189,7 @@ fn i3_disks_that_stall_page_before_the_leader_moves_on_and_on() {
         api.set(Mood::Slow(Duration::from_millis(1500)));
     });
     i3.signal(slow_api, TIMES, &[&agents[0]], "controlplane_apiserver", |s| {
-        s.sum(&format!("{TIMES}_sum"), &[("endpoint", "livez")]) > 1.5
+        s.sum(&format!("{TIMES}_sum"), &[("type", "livez")]) > 1.5
     });
     "none: its cause had paged, and silences it".clone_into(&mut i3.rows[slow_api.row].page);
 

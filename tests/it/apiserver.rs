@@ -29,7 +29,7 @@ fn agent(server: &ApiServer, pki: &Pki, client: Option<&Leaf>, more: &str) -> Ag
 }
 
 fn state(endpoint: &'static str, state: &'static str) -> [(&'static str, &'static str); 3] {
-    [("target", "local"), ("endpoint", endpoint), ("state", state)]
+    [("target", "local"), ("type", endpoint), ("state", state)]
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_server_that_is_well_fails_its_checks_and_is_well_again() {
 
     server.set(Mood::NoEtcd);
     let scrape = agent.wait_value(STATE, &state("readyz", "failing"), 1.0, 10 * SECOND);
-    let check = |name| [("target", "local"), ("endpoint", "readyz"), ("check", name)];
+    let check = |name| [("target", "local"), ("type", "readyz"), ("check", name)];
     for name in ["etcd", "etcd-readiness", "poststarthook"] {
         assert_eq!(scrape.value(CHECK, &check(name)), Some(1.0), "{name}: {}", scrape.text);
     }
@@ -100,7 +100,7 @@ fn whatever_hangs_breaks_or_never_ends_is_told_by_its_reason_and_holds_nothing_u
     let server = ApiServer::start(&pki, &pki.server);
     let agent = agent(&server, &pki, Some(&pki.client), "");
     agent.wait_value(STATE, &state("readyz", "ok"), 1.0, 10 * SECOND);
-    let failed = |reason| [("target", "local"), ("endpoint", "livez"), ("reason", reason)];
+    let failed = |reason| [("target", "local"), ("type", "livez"), ("reason", reason)];
     for (mood, reason) in [
         (Mood::Mute, "tls_timeout"),
         (Mood::MuteAfterTls, "timeout"),
@@ -137,7 +137,7 @@ fn certificates_that_do_not_hold_are_told_apart() {
     for (own, client, reason) in cases {
         let server = ApiServer::start(&pki, own);
         let agent = agent(&server, &pki, client, "");
-        let failed = [("target", "local"), ("endpoint", "readyz"), ("reason", reason)];
+        let failed = [("target", "local"), ("type", "readyz"), ("reason", reason)];
         agent.wait_until(reason, "controlplane_apiserver", 10 * SECOND, |scrape| {
             scrape.value(FAILURES, &failed) >= Some(1.0)
                 && scrape.value(UP, &[("target", "local")]) == Some(0.0)
@@ -156,7 +156,7 @@ fn another_url_is_asked_as_it_is_without_the_nodes_certificate() {
         balancer.url()
     );
     let agent = agent(&server, &pki, Some(&pki.client), &more);
-    let of = |target, state| [("target", target), ("endpoint", "url"), ("state", state)];
+    let of = |target, state| [("target", target), ("type", "url"), ("state", state)];
     let scrape = agent.wait_value(STATE, &of("balancer", "unauthorised"), 1.0, 10 * SECOND);
     assert_eq!(scrape.value(STATE, &state("readyz", "ok")), Some(1.0), "{}", scrape.text);
     assert_eq!(scrape.value(STATE, &of("gone", "unreachable")), Some(1.0), "{}", scrape.text);
