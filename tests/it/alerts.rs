@@ -176,6 +176,7 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
         "group",
         "quantile",
         "floor",
+        "clamp_min",
         "absent",
         "rate",
         "increase",
@@ -474,6 +475,15 @@ fn what_the_stock_rules_do_not_see_ours_do() {
     for program in promtools() {
         promtool(&program, &["test", "rules"], std::slice::from_ref(&file));
     }
+}
+
+#[test]
+fn the_rules_on_latency_work_where_native_histograms_alone_are_kept() {
+    let _turn = lab::together();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/native.test.yaml");
+    // The older one cannot write such samples down.
+    let [_, newer] = promtools();
+    promtool(&newer, &["test", "rules"], &[file]);
 }
 
 /// A group of promtool tests: its name, and what it expects of each alert.
