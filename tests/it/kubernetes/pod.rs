@@ -18,6 +18,9 @@ use crate::lab::etcd::{Cluster, Etcd};
 use crate::lab::http;
 use crate::lab::process::{Daemon, bound_command, output, run};
 
+/// The node's address: another than the one on which the pod listens beside it.
+const HOST_IP: &str = "127.0.0.2";
+
 /// A running pod, ended when dropped.
 struct Pod {
     daemon: Daemon,
@@ -97,10 +100,10 @@ fn bundle(objects: &[Value], config: &Path, rootfs: &Path) -> Value {
                            "options": ["rbind", access, propagation]}));
     }
     let args =
-        list(&container["args"]).iter().map(|arg| string(arg).replace("$(HOST_IP)", "127.0.0.1"));
+        list(&container["args"]).iter().map(|arg| string(arg).replace("$(HOST_IP)", HOST_IP));
     let args: Vec<String> = std::iter::once(format!("/{NAME}")).chain(args).collect();
     let variable = |variable: &Value| {
-        let value = variable["value"].as_str().unwrap_or("127.0.0.1");
+        let value = variable["value"].as_str().unwrap_or(HOST_IP);
         format!("{}={value}", string(&variable["name"]))
     };
     let env: Vec<String> = list(&container["env"]).iter().map(variable).collect();
@@ -184,6 +187,8 @@ fn each_value_of_the_chart_lets_the_pod_see_what_it_says() {
     // On the machine's disk: the probe refuses memory.
     let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |path: &Path| path.display().to_string();
+    // As k0s and RKE2 with its CIS profile leave it: another user's, and closed to everybody else.
+    run("chown", ["4711", data.path().to_str().unwrap()]);
     let values = format!(
         "config:\n\
          \x20 host: {{distribution: etcd, datastore: etcd, datastore_dir: {}}}\n\
@@ -227,5 +232,7 @@ fn each_value_of_the_chart_lets_the_pod_see_what_it_says() {
                 && up == etcd.then_some(1.0)
                 && (syncs > 0.0) == sync
         });
+        let node = SocketAddr::new(HOST_IP.parse().unwrap(), pod.address.port());
+        assert_eq!(http::get(node, "/-/healthy").unwrap().status, 200, "{setting}");
     }
 }

@@ -108,7 +108,10 @@ be asked looks like one that is down. Whoever has a section for one in `config` 
 {{- $context = mergeOverwrite (omit $context "allowPrivilegeEscalation" "capabilities") (dict "privileged" true) -}}
 {{- else if or .Values.rootFiles.enabled .Values.syncProbe.enabled -}}
 {{- $capabilities := deepCopy ($context.capabilities | default dict) -}}
-{{- $added := append ($capabilities.add | default list) "DAC_READ_SEARCH" | uniq -}}
+{{- $added := append ($capabilities.add | default list) "DAC_READ_SEARCH" -}}
+{{- /* Where etcd has a user of its own (k0s, RKE2 with the CIS profile), root alone may not write into its directory. */}}
+{{- if .Values.syncProbe.enabled }}{{ $added = append $added "DAC_OVERRIDE" }}{{ end -}}
+{{- $added = uniq $added -}}
 {{- $context = set $context "capabilities" (set $capabilities "add" $added) -}}
 {{- end -}}
 {{- toYaml $context }}
