@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::found::{Found, Hint};
+use super::processes;
 use super::read::Probe;
 use super::{
     Datastore, DatastorePlace, Distribution, EtcdAccess, Facts, Host, Installation, Mounts,
@@ -69,7 +70,7 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
     }
     Facts {
         hostname: hostname(&probe),
-        boot_time: boot_time(&probe),
+        boot_time: processes::boot_time(probe.host),
         journalctl: journalctl(&probe),
         datastore: place(&probe, overrides, &installations),
         installations,
@@ -189,11 +190,6 @@ fn hostname(probe: &Probe) -> String {
         .map(|text| text.trim().to_owned())
         .find(|name| !name.is_empty())
         .unwrap_or_default()
-}
-
-fn boot_time(probe: &Probe) -> Option<u64> {
-    let stat = probe.text("/proc/stat")?;
-    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 /// The program is this process's own, wherever the host's root is: below another root it could not be started.

@@ -12,7 +12,7 @@ use procfs::FromRead;
 use procfs::process::Stat;
 
 use super::Host;
-use super::read::read_virtual;
+use super::read::{self, read_virtual};
 
 /// Bytes of a command line; kube-apiserver's has about 4 KiB.
 const MAX_CMDLINE: u64 = 64 << 10;
@@ -162,13 +162,21 @@ pub(crate) fn changed_since(started: SystemTime, modified: SystemTime) -> bool {
     modified > started + GRACE
 }
 
+/// When the kernel started, in Unix seconds: `btime` of `/proc/stat`, which moves when the clock is set.
+pub(crate) fn boot_time(host: &Host) -> Option<u64> {
+    let (bytes, _) = read::read_dated(host, Path::new("/proc/stat"), read::MAX_FILE).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
 /// When the oldest process of each of these names began that is `ours`.
 pub(crate) fn started(
     host: &Host,
     names: &BTreeSet<&str>,
     ours: impl Fn(&Process) -> bool,
 ) -> BTreeMap<String, SystemTime> {
-    let Some(boot) = host.facts().boot_time else { return BTreeMap::new() };
+    // Detection's may be from before the clock was set.
+    let Some(boot) = boot_time(host).or(host.facts().boot_time) else { return BTreeMap::new() };
     let proc = host.path(host.resolve("/proc").unwrap_or_else(|_| "/proc".into()));
     let ticks = rustix::param::clock_ticks_per_second().max(1);
     let mut oldest = BTreeMap::new();
@@ -240,6 +248,26 @@ mod tests {
         assert_eq!(found[0].words, ["/usr/local/bin/k3s", "server"]);
         assert_eq!(found[1].unit(), Some("etcd.service"));
         assert!(!found[0].contained() && !found[1].contained());
+    }
+
+    #[test]
+    fn a_start_is_told_by_the_clock_as_it_is_set_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("proc/77");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("comm"), "etcd\n").unwrap();
+        fs::write(folder.join("cmdline"), "etcd\0").unwrap();
+        let ticks = rustix::param::clock_ticks_per_second();
+        let rest = "0 ".repeat(18);
+        let stat = format!("77 (etcd) S {rest}{} {}", 100 * ticks, "0 ".repeat(30));
+        fs::write(folder.join("stat"), stat).unwrap();
+        let facts = crate::host::Facts { boot_time: Some(1_000), ..Default::default() };
+        let host = Host::at(dir.path()).with_facts(facts);
+        let began = || started(&host, &BTreeSet::from(["etcd"]), |_| true)["etcd"];
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(began(), at(1_100), "as detection saw it");
+        fs::write(dir.path().join("proc/stat"), "cpu 1 2\nbtime 1700000000\n").unwrap();
+        assert_eq!(began(), at(1_700_000_100));
     }
 
     #[test]

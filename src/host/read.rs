@@ -11,13 +11,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, StatxFlags, statx};
 
 use super::Host;
 use super::processes::Processes;
 
 /// Bytes of a configuration file; a larger one is refused, since no real one comes near.
-pub(super) const MAX_FILE: u64 = 1 << 20;
+pub(crate) const MAX_FILE: u64 = 1 << 20;
 /// Bytes of a small file.
 const MAX_SMALL: u64 = 16 << 10;
 /// Names read from one directory.
@@ -197,6 +197,14 @@ pub(super) fn read_virtual(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// When a file or folder was made, in Unix seconds, where its filesystem keeps that.
+pub(crate) fn born(at: impl std::os::fd::AsFd, path: &Path) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    let found = statx(at, path, flags, StatxFlags::BTIME).ok()?;
+    let has = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    u64::try_from(found.stx_btime.tv_sec).ok().filter(|seconds| has && *seconds > 0)
 }
 
 /// Opens a file that is one, and neither waits for a writer nor becomes a controlling terminal.

@@ -10,8 +10,9 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::CWD;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Facts, Host, read};
@@ -68,6 +69,9 @@ static DATASTORE: Metric<0> = Metric::gauge(
     [],
 );
 
+/// A snapshot whose time is further ahead was written by a clock that was wrong.
+const AHEAD: Duration = Duration::from_hours(1);
+
 /// The section `etcd_snapshot`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -85,7 +89,7 @@ pub(crate) fn directory(options: &sampler::Options, facts: &Facts) -> Option<Pat
 struct Snapshots {
     host: Host,
     dir: PathBuf,
-    /// The folder `member` of etcd's data, in which nothing comes or goes after it was made.
+    /// The folder `member` of etcd's data, which each restore makes anew. Each start of etcd changes it.
     member: Option<PathBuf>,
 }
 
@@ -100,16 +104,23 @@ impl BlockingSampler for Snapshots {
             other => other.map_err(failed)?,
         };
         let inside = self.host.path(self.host.resolve(&self.dir).map_err(failed)?);
+        let soon = SystemTime::now() + AHEAD;
         let mut found = Vec::new();
         for name in names.iter().filter(|name| is_finished(name)) {
             match examine(&inside.join(name)) {
-                Ok(snapshot) => found.extend(snapshot),
+                Ok(snapshot) => {
+                    if snapshot.is_some_and(|(written, _)| written > soon) {
+                        let what = "was written in the future, so its age is unknown";
+                        out.fail(SampleError::parse(self.dir.join(name), what));
+                    }
+                    found.extend(snapshot);
+                }
                 Err(error) => out.fail(SampleError::read(self.dir.join(name), error)),
             }
         }
         out.push(&FILES, [], found.len());
         out.push(&BYTES, [], found.iter().map(|(_, bytes)| bytes).sum::<u64>());
-        if let Some((written, bytes)) = found.iter().max() {
+        if let Some((written, bytes)) = found.iter().filter(|(written, _)| *written <= soon).max() {
             out.push(&NEWEST, [], *written);
             out.push(&NEWEST_BYTES, [], *bytes);
         }
@@ -122,8 +133,10 @@ impl BlockingSampler for Snapshots {
 
 impl Snapshots {
     fn made(&self, member: &Path) -> Option<SystemTime> {
-        let member = self.host.resolve(member).ok()?;
-        fs::symlink_metadata(self.host.path(member)).ok()?.modified().ok()
+        let member = self.host.path(self.host.resolve(member).ok()?);
+        let born =
+            read::born(CWD, &member).map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        born.or_else(|| fs::symlink_metadata(member).ok()?.modified().ok())
     }
 }
 
@@ -148,7 +161,6 @@ fn examine(path: &Path) -> std::io::Result<Option<(SystemTime, u64)>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::time::UNIX_EPOCH;
 
     use super::*;
     use crate::host::{Distribution, Installation};
@@ -184,7 +196,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join(DIR.trim_start_matches('/'));
         fs::create_dir_all(&dir).unwrap();
-        fs::create_dir_all(root.path().join(ETCD.trim_start_matches('/')).join("member")).unwrap();
+        let member = root.path().join(ETCD.trim_start_matches('/')).join("member");
+        fs::create_dir_all(&member).unwrap();
+        // As after a start of etcd long ago, or just now: it is the age of the folder that counts.
+        fs::File::open(&member).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(5)).unwrap();
         write(&dir.join("etcd-snapshot-cp-1-1776000000"), 700, 1_776_000_000);
         write(&dir.join("etcd-snapshot-cp-1-1776043200.zip"), 300, 1_776_043_200);
         write(&dir.join("etcd-snapshot-cp-1-1776050000.part"), 100, 1_776_050_000);
@@ -201,6 +216,20 @@ mod tests {
         assert_eq!(out.value(&BYTES, []), Some(1000.0));
         assert!(out.value(&DATASTORE, []) > Some(1.7e9));
         assert_eq!(out.failures().len(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_of_a_clock_that_was_ahead_does_not_make_the_others_young() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join(DIR.trim_start_matches('/'));
+        fs::create_dir_all(&dir).unwrap();
+        write(&dir.join("etcd-snapshot-cp-1-1776000000"), 700, 1_776_000_000);
+        write(&dir.join("etcd-snapshot-cp-1-4000000000"), 900, 4_000_000_000);
+        let out = run(root.path()).unwrap();
+        assert_eq!((out.value(&FILES, []), out.value(&NEWEST, [])), (Some(2.0), Some(1.776e9)));
+        assert!(
+            out.failures()[0].to_string().contains("cp-1-4000000000: was written in the future")
+        );
     }
 
     #[test]

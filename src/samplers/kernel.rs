@@ -37,7 +37,7 @@ use self::signatures::{Classifier, Hit, Payload};
 use self::table::JOURNALD_IO_ERROR;
 use self::tally::{MAX_DEVICES, Tally};
 use crate::config::list;
-use crate::host::Host;
+use crate::host::{Host, processes};
 use crate::kept::{Kept, Shared};
 use crate::metric::Metric;
 use crate::quiet::Quiet;
@@ -324,7 +324,8 @@ impl Kernel {
     fn times(&self) -> Times {
         let mut clock = (self.clock)();
         if self.plain
-            && let Some(boot) = boot_time(&self.host)
+            && let Some(boot) = processes::boot_time(&self.host)
+            && let Some(boot) = UNIX_EPOCH.checked_add(Duration::from_secs(boot))
         {
             clock.boot = boot;
         }
@@ -473,13 +474,6 @@ fn describe(record: &Record, hit: &Hit, line: String) -> String {
         text = format!("{text} ({subsystem} {device})");
     }
     text
-}
-
-/// When the host below the root booted, in whole seconds: `btime` of its `/proc/stat`.
-fn boot_time(host: &Host) -> Option<SystemTime> {
-    let stat = std::fs::read_to_string(host.path("/proc/stat")).ok()?;
-    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Why the log cannot be read, and what would change that.

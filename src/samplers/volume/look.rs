@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, major, minor, statx};
+use rustix::fs::{CWD, Mode, OFlags, major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::superblock::{self, Superblock};
@@ -214,7 +214,8 @@ fn look(host: &Host, device: &Device) -> Seen {
         && let Some(folder) = device.mount_point.parent()
     {
         seen.handle = handle(host, &folder.join("vol_data.json"));
-        seen.staged = host.resolve(folder).ok().and_then(|folder| born(CWD, &host.path(folder)));
+        seen.staged =
+            host.resolve(folder).ok().and_then(|folder| read::born(CWD, &host.path(folder)));
     }
     if let Err(error) = look_at_mount(host, device, &mut seen) {
         seen.failures.push(SampleError::read(&device.mount_point, error).to_wire());
@@ -253,17 +254,9 @@ fn look_at_mount(host: &Host, device: &Device, seen: &mut Seen) -> io::Result<()
     let bytes = |blocks: u64| blocks.saturating_mul(fs.f_frsize);
     seen.space = Some((bytes(fs.f_blocks), bytes(fs.f_blocks.saturating_sub(fs.f_bfree))));
     if device.whole && ["ext4", "ext3", "xfs"].contains(&device.fstype.as_str()) {
-        seen.created = born(&folder, Path::new(""));
+        seen.created = read::born(&folder, Path::new(""));
     }
     Ok(())
-}
-
-/// When a folder was made, where its filesystem keeps that.
-fn born(at: impl std::os::fd::AsFd, path: &Path) -> Option<u64> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
-    let found = statx(at, path, flags, StatxFlags::BTIME).ok()?;
-    let has = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-    u64::try_from(found.stx_btime.tv_sec).ok().filter(|seconds| has && *seconds > 0)
 }
 
 /// What the beginning of the device says.
