@@ -113,12 +113,13 @@ fn k3s(probe: &Probe, node: &Installation) -> Vec<Component> {
     if probe.notes() > before {
         return Vec::new();
     }
-    let inside = K3S_ARGS.iter().filter_map(|(key, name)| {
-        let args = config.all(key)?.iter().filter_map(|arg| {
+    // Also those that nothing is set for: what another server sets differs from that.
+    let inside = K3S_ARGS.iter().map(|(key, name)| {
+        let args = config.all(key).unwrap_or_default().iter().filter_map(|arg| {
             let (name, value) = arg.trim_start_matches('-').split_once('=')?;
             Some((spelt(name), value.to_owned()))
         });
-        Some(Component { name, flags: args.collect(), files: Vec::new(), version: None })
+        Component { name, flags: args.collect(), files: Vec::new(), version: None }
     });
     let own = Component { name: "k3s", flags: shared(&config, K3S), files, version: None };
     std::iter::once(own).chain(inside).collect()
@@ -340,7 +341,13 @@ mod tests {
             ],
         );
         assert_eq!(notes, Vec::<String>::new());
-        assert_eq!(all.iter().map(|c| c.name).collect::<Vec<_>>(), ["k3s", "kube-apiserver"]);
+        let names: Vec<_> = all.iter().map(|c| c.name).collect();
+        assert_eq!(names[..2], ["k3s", "kube-apiserver"]);
+        assert_eq!(
+            names[2..],
+            ["kube-controller-manager", "kube-scheduler", "etcd"],
+            "with no flag"
+        );
         let k3s = &all[0];
         assert_eq!(values(k3s, "disable"), ["traefik", "servicelb"]);
         assert_eq!(values(k3s, "cluster-domain"), ["c.example"]);

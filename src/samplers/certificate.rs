@@ -149,11 +149,16 @@ impl Certificates {
     /// Every file to look at, sorted.
     fn files(&self, failed: &mut Vec<SampleError>) -> BTreeSet<PathBuf> {
         let mut files = BTreeSet::new();
+        let node = self.host.facts().primary();
         let found = self.found.iter().map(|path| (path, false));
         for (path, must_be) in found.chain(self.told.iter().map(|path| (path, true))) {
             match read::names(&self.host, path) {
                 Ok(names) => {
-                    files.extend(names.iter().filter(|name| is_wanted(name)).map(|n| path.join(n)));
+                    let wanted = names.iter().filter(|name| is_wanted(name)).map(|n| path.join(n));
+                    let old = |file: &PathBuf| {
+                        node.is_some_and(|node| places::is_left_behind(node, file, &names))
+                    };
+                    files.extend(wanted.filter(|file| must_be || !old(file)));
                 }
                 Err(error) if error.kind() == ErrorKind::NotADirectory => {
                     files.insert(path.clone());

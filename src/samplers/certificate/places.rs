@@ -37,7 +37,9 @@ pub(super) fn of(node: &Installation) -> Vec<PathBuf> {
             let state = "var/lib/k8sd/state";
             let k8sd = [format!("{state}/cluster.crt"), format!("{state}/server.crt")];
             let k8sd = k8sd.each_ref().map(String::as_str);
-            [kubernetes(), below(node, "/var/snap/k8s/common", &k8sd)].concat()
+            let configs = ["/etc/kubernetes/controller.conf", "/etc/kubernetes/proxy.conf"];
+            let configs = configs.map(PathBuf::from).into();
+            [kubernetes(), configs, below(node, "/var/snap/k8s/common", &k8sd)].concat()
         }
         Distribution::Etcd => Vec::new(),
     };
@@ -72,6 +74,29 @@ fn rancher(node: &Installation, name: &str) -> Vec<PathBuf> {
     places
 }
 
+/// Whether a file of a folder is one of k3s' and RKE2's that releases of before have left behind: nothing uses them and nothing
+/// renews them. `beside` are the names in the same folder.
+pub(super) fn is_left_behind(node: &Installation, path: &Path, beside: &[String]) -> bool {
+    let name = match node.distribution {
+        Distribution::K3s => "k3s",
+        Distribution::Rke2 => "rke2",
+        _ => return false,
+    };
+    if !path.parent().is_some_and(|folder| folder.ends_with("server/tls")) {
+        return false;
+    }
+    match path.file_name().and_then(|file| file.to_str()).unwrap_or_default() {
+        // Each agent has its own of these two by now.
+        "client-kube-proxy.crt" => true,
+        file if file == format!("client-{name}-controller.crt") => true,
+        // Another spelling took its place.
+        "client-cloud-controller.crt" => {
+            beside.contains(&format!("client-{name}-cloud-controller.crt"))
+        }
+        _ => false,
+    }
+}
+
 fn kubernetes() -> Vec<PathBuf> {
     [
         "/etc/kubernetes/admin.conf",
@@ -91,7 +116,7 @@ fn kubernetes() -> Vec<PathBuf> {
 /// What brings a new certificate into use.
 pub(super) enum Renewal {
     /// The distribution's own process issues all of them when it starts: its names, and where they lie.
-    AtStart { names: &'static [&'static str], folders: Vec<PathBuf> },
+    AtStart { names: &'static [&'static str], places: Vec<PathBuf> },
     /// Somebody issues them, and then restarts what uses them.
     ByHand,
     /// Nothing that could be seen from here.
@@ -100,16 +125,20 @@ pub(super) enum Renewal {
 
 impl Renewal {
     pub(super) fn of(node: &Installation) -> Self {
-        let names: &[&str] = match node.distribution {
-            Distribution::K3s => &["k3s-server", "k3s-agent", "k3s"],
-            Distribution::Rke2 => &["rke2-server", "rke2-agent", "rke2"],
-            Distribution::K0s => &["k0s"],
+        // Beside the data directory there is one kubeconfig; what else lies there is the user's own.
+        let (names, kubeconfig): (&[&str], _) = match node.distribution {
+            Distribution::K3s => {
+                (&["k3s-server", "k3s-agent", "k3s"], Some("/etc/rancher/k3s/k3s.yaml"))
+            }
+            Distribution::Rke2 => {
+                (&["rke2-server", "rke2-agent", "rke2"], Some("/etc/rancher/rke2/rke2.yaml"))
+            }
+            Distribution::K0s => (&["k0s"], None),
             Distribution::Kubeadm => return Self::ByHand,
             _ => return Self::None,
         };
-        let mut folders: Vec<PathBuf> = node.data_dir.iter().cloned().collect();
-        folders.push("/etc/rancher".into());
-        Self::AtStart { names, folders }
+        let places = node.data_dir.iter().cloned().chain(kubeconfig.map(PathBuf::from));
+        Self::AtStart { names, places: places.collect() }
     }
 
     /// The names of all processes that use certificates, as the kernel cuts them.
@@ -134,8 +163,8 @@ impl Renewal {
     pub(super) fn users(&self, path: &Path, role: &str) -> Vec<&'static str> {
         match self {
             // kubelet, which k0s only starts, rotates its own; and no start makes a new CA.
-            Self::AtStart { names, folders } => {
-                let own = folders.iter().any(|folder| path.starts_with(folder));
+            Self::AtStart { names, places } => {
+                let own = places.iter().any(|place| path.starts_with(place));
                 let kept = role == "ca" || path.ends_with(KUBELET_OF_K0S);
                 if own && !kept { names.to_vec() } else { Vec::new() }
             }

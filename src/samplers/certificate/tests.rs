@@ -127,6 +127,25 @@ fn each_file_has_the_earliest_end_of_its_chain_and_a_role() {
 }
 
 #[test]
+fn what_releases_of_before_have_left_behind_is_nobodys_unless_it_is_asked_for() {
+    let of = |distribution: Distribution, name: &str, files: &[&str]| {
+        let data = format!("/var/lib/rancher/{name}");
+        let node = Node::new(distribution, &data);
+        for file in files {
+            node.write(&format!("{data}/server/tls/{file}.crt"), &client(5));
+        }
+        node.write(&format!("{data}/agent/client-kube-proxy.crt"), &client(300));
+        node.run().series(&NOT_AFTER) - 1
+    };
+    let old = ["client-kube-proxy", "client-k3s-controller"];
+    assert_eq!(of(Distribution::K3s, "k3s", &old), 0);
+    assert_eq!(of(Distribution::Rke2, "rke2", &["client-rke2-controller"]), 0);
+    assert_eq!(of(Distribution::K3s, "k3s", &["client-cloud-controller"]), 1, "still in use");
+    let both = ["client-cloud-controller", "client-k3s-cloud-controller"];
+    assert_eq!(of(Distribution::K3s, "k3s", &both), 1);
+}
+
+#[test]
 fn the_pair_that_all_members_of_dqlite_share_has_a_role_of_its_own() {
     let mut node = Node::new(Distribution::Microk8s, "/var/snap/microk8s/current");
     let backend = "/var/snap/microk8s/current/var/kubernetes/backend";
