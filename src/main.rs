@@ -346,7 +346,7 @@ fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let lock =
             config.web.config_file.as_deref().map(agent::web::lock::Lock::open).transpose()?;
-        let listeners = listen(&config.web.listen_address, passed).await?;
+        let listeners = listen(&config.web.listen_address, passed)?;
         let socket = listen_for_checks(&config.web.socket);
         let (stop, stopped) = watch::channel(false);
         let signals = agent::Signals::new(stopped);
@@ -382,7 +382,7 @@ fn passed_sockets() -> anyhow::Result<Vec<std::net::TcpListener>> {
 }
 
 /// The ports: those that systemd passed, else those of the configuration.
-async fn listen(
+fn listen(
     addresses: &[String],
     passed: Vec<std::net::TcpListener>,
 ) -> anyhow::Result<Vec<TcpListener>> {

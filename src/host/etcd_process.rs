@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::etcd_settings::{EtcdSettings, known_variable};
 use super::found::Found;
+use super::mounts::Mounts;
 use super::processes::Process;
 use super::read::Probe;
 use super::units;
@@ -122,9 +123,29 @@ fn with_directories(probe: &Probe, process: &Process) -> EtcdSettings {
     let mut settings = EtcdSettings::of_process(probe, process);
     let name = settings.name.as_deref().unwrap_or("default");
     let dir = settings.data_dir.take().unwrap_or_else(|| format!("{name}.etcd").into());
-    settings.data_dir = absolute(probe, process, dir);
-    settings.wal_dir = settings.wal_dir.take().and_then(|dir| absolute(probe, process, dir));
+    settings.data_dir = place(probe, process, dir);
+    settings.wal_dir = settings.wal_dir.take().and_then(|dir| place(probe, process, dir));
     settings
+}
+
+/// The host's path of a directory that a process names.
+fn place(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {
+    let dir = absolute(probe, process, dir)?;
+    if process.contained() { outside(probe, process, &dir) } else { Some(dir) }
+}
+
+/// Where the host has a directory of a container.
+fn outside(probe: &Probe, process: &Process, dir: &Path) -> Option<PathBuf> {
+    let inside = Mounts::of_process(&probe.host.path("/proc"), process.pid).ok()?;
+    let origin = inside.holder(dir)?.origin(dir)?;
+    let found = Mounts::read(probe.host).ok()?.place(&origin);
+    if found.is_none() {
+        probe.note(format!(
+            "etcd's {} lies in a container, and no mount of the host has it; set host.datastore_dir",
+            dir.display()
+        ));
+    }
+    found
 }
 
 fn absolute(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {

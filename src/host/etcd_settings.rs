@@ -7,7 +7,7 @@ use super::processes::Process;
 use super::read::Probe;
 use super::units::variable;
 use super::yaml::Node;
-use super::{EtcdAccess, Quota, QuotaSource};
+use super::{EtcdAccess, NO_QUOTA, Quota, QuotaSource};
 
 /// The settings that matter here, each where it is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,7 +132,9 @@ impl EtcdSettings {
         if endpoints.is_empty() {
             endpoints.push("http://127.0.0.1:2379".to_owned());
         }
-        let tls = endpoints.iter().any(|url| url.starts_with("https:"));
+        // The other members are reached as they advertise themselves, which may be by TLS when this one is not.
+        let advertised = self.advertise_client_urls.iter();
+        let tls = endpoints.iter().chain(advertised).any(|url| url.starts_with("https:"));
         let file = |path: &Option<PathBuf>| path.clone().filter(|_| tls);
         EtcdAccess {
             endpoints,
@@ -148,9 +150,10 @@ impl EtcdSettings {
     }
 }
 
-/// Bytes of a quota flag; `None` for the default (0), no limit (negative) and garbage.
+/// Bytes of a quota flag, [`NO_QUOTA`] when it is negative; `None` for the default (0) and garbage.
 pub(super) fn quota_bytes(text: &str) -> Option<u64> {
-    text.trim().parse().ok().filter(|bytes| *bytes > 0)
+    let bytes: i64 = text.trim().parse().ok()?;
+    u64::try_from(bytes).map_or(Some(NO_QUOTA), |bytes| Some(bytes).filter(|bytes| *bytes > 0))
 }
 
 /// The URLs in a comma-separated list. One with a user or password in it is left out.
@@ -214,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn only_a_positive_quota_is_one() {
+    fn a_negative_quota_is_none_and_zero_is_the_default() {
         assert_eq!(quota_bytes("8589934592"), Some(8_589_934_592));
         assert_eq!(quota_bytes("0"), None);
-        assert_eq!(quota_bytes("-1"), None);
+        assert_eq!(quota_bytes("-1"), Some(NO_QUOTA));
         assert_eq!(quota_bytes("8GiB"), None);
     }
 
@@ -256,5 +259,17 @@ mod tests {
         let access = EtcdSettings::from_flags(&Flags::parse(&flags)).access(QuotaSource::Process);
         assert_eq!(access.cert_file, None);
         assert_eq!(access.endpoints, ["http://127.0.0.1:2379"]);
+    }
+
+    #[test]
+    fn a_member_that_is_asked_without_tls_names_its_files_for_those_that_advertise_it() {
+        let flags = [
+            "--listen-client-urls=http://127.0.0.1:2379,https://10.0.0.1:2379",
+            "--advertise-client-urls=https://10.0.0.1:2379",
+            "--trusted-ca-file=/ca",
+        ];
+        let access = EtcdSettings::from_flags(&Flags::parse(&flags)).access(QuotaSource::Process);
+        assert_eq!(access.endpoints, ["http://127.0.0.1:2379"]);
+        assert_eq!(access.ca_file, Some("/ca".into()));
     }
 }

@@ -73,9 +73,14 @@ impl Facts {
     }
 
     /// How to reach the local etcd member, of the first installation that has one: a plain etcd
-    /// beside a Kubernetes that names other members counts too.
+    /// beside a Kubernetes that names other members counts too, also one that is stopped and should run. What an
+    /// installation of before has left behind does not.
     pub fn etcd(&self) -> Option<&EtcdAccess> {
-        self.installations.iter().find_map(|found| found.etcd.as_ref())
+        let nodes = self.installations.iter().enumerate();
+        let mut should_run = nodes.filter(|(n, node)| {
+            *n == 0 || node.running || node.units.iter().any(|unit| unit.expected)
+        });
+        should_run.find_map(|(_, node)| node.etcd.as_ref())
     }
 }
 
@@ -295,10 +300,13 @@ pub struct EtcdAccess {
     pub quota: Option<Quota>,
 }
 
+/// A quota that nothing reaches.
+pub const NO_QUOTA: u64 = u64::MAX;
+
 /// etcd's backend quota as the running configuration gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
-    /// The quota in bytes.
+    /// The quota in bytes; [`NO_QUOTA`] where etcd was told to have none.
     pub bytes: u64,
     /// Where it was found.
     pub source: QuotaSource,

@@ -510,6 +510,72 @@ fn kine_of_k3s_speaks_tls_when_it_is_told_to() {
 }
 
 #[test]
+fn the_etcd_that_an_installation_of_before_has_left_behind_is_nobodys() {
+    let etcd =
+        EtcdAccess { endpoints: vec!["https://127.0.0.1:2379".into()], ..EtcdAccess::default() };
+    let unit = |expected| Unit { name: "etcd.service".into(), expected };
+    let mut left = Installation::new(Distribution::K3s);
+    left.etcd = Some(etcd.clone());
+    left.units = vec![unit(false)];
+    let of = |left: &Installation| {
+        let installations = vec![Installation::new(Distribution::Microk8s), left.clone()];
+        Facts { installations, ..Facts::default() }.etcd().cloned()
+    };
+    assert_eq!(of(&left), None);
+    let mut stopped = left.clone();
+    stopped.units = vec![unit(true)];
+    assert_eq!(of(&stopped), Some(etcd.clone()), "it is down, and should run");
+    left.running = true;
+    assert_eq!(of(&left), Some(etcd));
+}
+
+#[test]
+fn k0s_that_listens_on_one_address_alone_is_asked_there() {
+    let (_dir, host) = copy_of("k0s");
+    let file = host.path("/run/k0s/k0s.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    for (address, expected) in [
+        ("192.0.2.51", "https://192.0.2.51:6443"),
+        ("'2001:db8::51'", "https://[2001:db8::51]:6443"),
+    ] {
+        let alone = format!("api: {{address: {address}, onlyBindToAddress: true, port: 6443}}");
+        let told = text.replace("api: {address: 192.0.2.51, port: 6443}", &alone);
+        assert_ne!(told, text);
+        fs::write(&file, told).unwrap();
+        let facts = detect(&host, &Overrides::default());
+        assert_eq!(facts.primary().unwrap().api_url.as_deref(), Some(expected));
+    }
+}
+
+#[test]
+fn the_directory_of_an_etcd_in_a_container_is_that_which_the_host_gives_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::at(dir.path());
+    let folder = dir.path().join("proc/77");
+    fs::create_dir_all(&folder).unwrap();
+    fs::create_dir_all(dir.path().join("proc/1")).unwrap();
+    fs::write(folder.join("comm"), "etcd\n").unwrap();
+    fs::write(folder.join("cmdline"), "/usr/local/bin/etcd\0--data-dir=/etcd-data").unwrap();
+    fs::write(folder.join("cgroup"), "0::/system.slice/docker-4f1c.scope\n").unwrap();
+    let of_host = "22 1 259:1 / / rw - ext4 /dev/nvme0n1p1 rw\n\
+                   23 22 259:9 / /srv rw - xfs /dev/nvme1n1 rw\n";
+    fs::write(dir.path().join("proc/1/mountinfo"), of_host).unwrap();
+    let found = |mountinfo: &str| {
+        fs::write(folder.join("mountinfo"), mountinfo).unwrap();
+        let facts = detect(&host, &Overrides::default());
+        (facts.primary().unwrap().datastore_dir.clone(), facts.datastore, facts.notes)
+    };
+    let bound = "90 80 0:51 / / rw - overlay overlay rw\n\
+                 91 90 259:9 /etcd /etcd-data rw - xfs /dev/nvme1n1 rw\n";
+    let (folder, place, _) = found(bound);
+    assert_eq!(folder, path("/srv/etcd"));
+    assert_eq!(place.unwrap().mount_point, Path::new("/srv"));
+    let (folder, _, notes) = found("90 80 0:51 / / rw - overlay overlay rw\n");
+    assert_eq!(folder, None);
+    assert!(notes.iter().any(|note| note.contains("/etcd-data lies in a container")), "{notes:?}");
+}
+
+#[test]
 fn k0s_on_kine_keeps_its_password_to_itself() {
     let (_dir, host) = copy_of("k0s");
     let text = "spec:\n  storage:\n    type: kine\n    kine: {dataSource: 'mysql://k0s:SECRET@tcp(db)/k'}\n";

@@ -63,8 +63,12 @@ pub(super) fn k0s(probe: &Probe, hint: &Hint) -> Option<Found> {
         candidates.iter().map(|name| Unit { name: (*name).to_owned(), expected: true }).collect();
     found.container_dirs = vec![data.join("containerd"), data.join("kubelet")];
     if found.role != Role::Agent {
-        found.api_url =
-            Some(format!("https://127.0.0.1:{}", config.spec("api.port").unwrap_or("6443")));
+        // It may listen on this address alone, where somebody else has the port on the others.
+        let alone = config.spec("api.onlyBindToAddress") == Some("true");
+        let address = config.spec("api.address").filter(|_| alone).unwrap_or("127.0.0.1");
+        let address = if address.contains(':') { format!("[{address}]") } else { address.into() };
+        let port = config.spec("api.port").unwrap_or("6443");
+        found.api_url = Some(format!("https://{address}:{port}"));
         describe_datastore(&config, &flags, &data, &mut found);
     }
     found.data_dir = Some(data);

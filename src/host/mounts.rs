@@ -111,6 +111,15 @@ impl Mounts {
         self.list.iter().any(|mount| mount.majmin == Some(origin.majmin) && holds(mount))
     }
 
+    /// Under which path a directory can be seen here; of several by the mount that shows most of its filesystem.
+    pub(super) fn place(&self, origin: &Origin) -> Option<PathBuf> {
+        let same = self.list.iter().filter(|mount| mount.majmin == Some(origin.majmin));
+        let shown =
+            same.filter_map(|mount| Some((mount, origin.path.strip_prefix(&mount.root).ok()?)));
+        let (mount, below) = shown.min_by_key(|(mount, _)| mount.root.components().count())?;
+        Some(mount.mount_point.join(below))
+    }
+
     /// The mount that holds an absolute host path: the longest that is a prefix by whole names,
     /// and of equals the last, which lies on top. Links in the path are not followed; use
     /// [`Host::resolve`] first.

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
 use crate::etcd::{Access, Address, Answer, Client, Failure, Reason, Settings, TlsFiles, covers};
-use crate::host::{Datastore, EtcdAccess, Facts, Quota, QuotaSource};
+use crate::host::{Datastore, EtcdAccess, Facts, NO_QUOTA, Quota, QuotaSource};
 use crate::kept::{Kept, Shared};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError};
@@ -315,9 +315,10 @@ impl Etcd {
         if status.raft_used_db_size() > 0 {
             out.push(&DB_IN_USE, [], status.raft_used_db_size());
         }
-        let (quota, source) = quota(status.db_size_quota(), self.quota.as_ref());
-        out.push(&QUOTA, [], quota);
-        out.info(&QUOTA_SOURCE, [source.as_str()]);
+        if let Some((quota, source)) = quota(status.db_size_quota(), self.quota.as_ref()) {
+            out.push(&QUOTA, [], quota);
+            out.info(&QUOTA_SOURCE, [source.as_str()]);
+        }
         self.export_alarms(status.errors(), id, out);
         match &local.compaction {
             Some(Ok(hint)) => {
@@ -351,12 +352,15 @@ impl Etcd {
     }
 }
 
-/// The quota in bytes and where it is known from. etcd takes 0 for its default.
-fn quota(status: i64, found: Option<&Quota>) -> (u64, QuotaSource) {
+/// The quota in bytes and where it is known from; nothing where there is none. etcd takes 0 for its default, and a negative
+/// one for none.
+fn quota(status: i64, found: Option<&Quota>) -> Option<(u64, QuotaSource)> {
     match (u64::try_from(status), found) {
-        (Ok(bytes), _) if bytes > 0 => (bytes, QuotaSource::Status),
-        (_, Some(quota)) if quota.bytes > 0 => (quota.bytes, quota.source),
-        _ => (DEFAULT_QUOTA, QuotaSource::Default),
+        (Err(_), _) => None,
+        (Ok(bytes), _) if bytes > 0 => Some((bytes, QuotaSource::Status)),
+        (_, Some(quota)) if quota.bytes == NO_QUOTA => None,
+        (_, Some(quota)) if quota.bytes > 0 => Some((quota.bytes, quota.source)),
+        _ => Some((DEFAULT_QUOTA, QuotaSource::Default)),
     }
 }
 
@@ -685,11 +689,13 @@ mod tests {
     #[test]
     fn the_quota_of_the_status_wins_and_the_default_comes_last() {
         let found = Quota { bytes: 7, source: QuotaSource::Manifest };
-        assert_eq!(quota(9, Some(&found)), (9, QuotaSource::Status));
-        assert_eq!(quota(0, Some(&found)), (7, QuotaSource::Manifest));
-        assert_eq!(quota(0, None), (2_147_483_648, QuotaSource::Default));
+        assert_eq!(quota(9, Some(&found)), Some((9, QuotaSource::Status)));
+        assert_eq!(quota(0, Some(&found)), Some((7, QuotaSource::Manifest)));
+        assert_eq!(quota(0, None), Some((2_147_483_648, QuotaSource::Default)));
         let unset = Quota { bytes: 0, source: QuotaSource::Process };
-        assert_eq!(quota(0, Some(&unset)).1, QuotaSource::Default);
+        assert_eq!(quota(0, Some(&unset)).unwrap().1, QuotaSource::Default);
+        let none = Quota { bytes: NO_QUOTA, source: QuotaSource::Process };
+        assert_eq!((quota(0, Some(&none)), quota(-1, Some(&found))), (None, None));
     }
 
     #[test]

@@ -183,7 +183,7 @@ static DEVICE_ERRORS: Metric<3> = Metric::counter(
 );
 static DEVICE_LAST_ERROR: Metric<1> = Metric::gauge(
     "controlplane_fdatasync_device_error_last_timestamp_seconds",
-    "When a request of a disk of the datastore was last seen to fail, in Unix time; again and notsupp are no failures.",
+    "When a request of a disk of the datastore was last seen to fail, in Unix time; again, notsupp and refused discards are no failures.",
     ["device"],
 );
 

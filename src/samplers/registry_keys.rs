@@ -252,7 +252,9 @@ impl RegistryKeys {
         let client = &self.clients[self.current];
         let probe = client.get(PROBE_KEY, GetOptions::new(), self.consistency);
         let answer = tokio::time::timeout(PING.min(self.timeout), probe).await;
-        answer.is_ok_and(|answer| answer.map_or_else(|failure| failure.answered, |_| true))
+        answer.is_ok_and(|answer| {
+            answer.map_or_else(|failure| failure.answered || failure.said, |_| true)
+        })
     }
 
     fn error(&self, what: &str, failure: &Failure) -> SampleError {
@@ -298,7 +300,8 @@ impl AsyncSampler for RegistryKeys {
                 // The server goes on counting although nobody waits; it gets as long again.
                 self.busy_until = Some(Instant::now() + self.timeout);
             }
-            down = !failure.answered && !slow;
+            // kine refuses in words of its own.
+            down = !(failure.answered || failure.said || slow);
             if down {
                 break;
             }
@@ -563,18 +566,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_prefix_that_fails_hides_no_other() {
-        let url = fake::serve(|_, request| {
-            if request.windows(5).any(|word| word == b"/pods") {
-                return Err((8, "etcdserver: mvcc: something broke"));
-            }
-            Ok(from_member(1).number(4, 5).done())
-        });
-        let mut sampler = sampler(&url.await);
-        let mut out = Batch::default();
-        sampler.sample(&mut out).await.unwrap();
-        assert_eq!((out.value(&KEYS, ["pods"]), out.value(&KEYS, ["leases"])), (None, Some(5.0)));
-        assert_eq!((out.series(&KEYS), out.reasons()), (PREFIXES.len() - 1, vec!["call"]));
-        assert!(out.failures()[0].to_string().contains("/registry/pods/"));
+        // As etcd refuses, and as kine does.
+        for refusal in [(8, "etcdserver: mvcc: something broke"), (2, "database is locked")] {
+            let url = fake::serve(move |_, request| {
+                if request.windows(5).any(|word| word == b"/pods") {
+                    return Err(refusal);
+                }
+                Ok(from_member(1).number(4, 5).done())
+            });
+            let mut sampler = sampler(&url.await);
+            let mut out = Batch::default();
+            sampler.sample(&mut out).await.unwrap();
+            let of = |name: &str| out.value(&KEYS, [name]);
+            assert_eq!((of("pods"), of("leases")), (None, Some(5.0)), "{refusal:?}");
+            assert_eq!((out.series(&KEYS), out.reasons()), (PREFIXES.len() - 1, vec!["call"]));
+            assert!(out.failures()[0].to_string().contains("/registry/pods/"));
+        }
     }
 
     #[test]

@@ -111,6 +111,13 @@ impl<'a> Court<'a> {
         });
     }
 
+    /// The last verdict is no worse than this, whatever its figure is.
+    pub(super) fn at_most(&mut self, worst: Health) {
+        if let Some(last) = self.verdicts.last_mut() {
+            last.health = last.health.min(worst);
+        }
+    }
+
     /// Judges how long ago something happened; a healthy verdict when it never did.
     pub(super) fn since(
         &mut self,

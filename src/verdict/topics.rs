@@ -166,7 +166,7 @@ impl Court<'_> {
             let expected = series.value.as_number() > 0.5;
             let (health, alert) = match state {
                 "active" | "reloading" => (Health::Ok, "ControlPlaneUnitDown"),
-                "activating" => (Health::Warning, "ControlPlaneUnitStuckActivating"),
+                "activating" if expected => (Health::Warning, "ControlPlaneUnitStuckActivating"),
                 "unknown" if expected => (Health::Unknown, "ControlPlaneUnitDown"),
                 _ if expected => (Health::Critical, "ControlPlaneUnitDown"),
                 _ => continue,
@@ -186,6 +186,7 @@ impl Court<'_> {
             if let Some(all) = nrestarts.filter(|all| *all > restarts) {
                 figure.push_str(&format!("; {all} since it was last started by hand"));
             }
+            let lately = lately(|span| self.growth(&series, span).0);
             let what = format!("restarts of {unit} in 24 hours");
             self.measure(
                 Topic::Units,
@@ -194,6 +195,7 @@ impl Court<'_> {
                 &what,
                 Figure::new("restarts", restarts, figure),
             );
+            self.at_most(lately);
         }
         for series in self.all("controlplane_systemd_unit_last_exit_info") {
             let [unit, code, status] = &series.labels[..] else { continue };
@@ -237,7 +239,8 @@ impl Court<'_> {
             if all > restarts {
                 figure.push_str(&format!("; {all} in all"));
             }
-            self.restarted(&format!("{process} in {pod}"), restarts, figure);
+            let lately = lately(|span| self.growth_from(all, &series, span).0);
+            self.restarted(&format!("{process} in {pod}"), restarts, figure, lately);
         }
         for series in starts {
             let [process] = &series.labels[..] else { continue };
@@ -247,11 +250,15 @@ impl Court<'_> {
             if watched < DAY {
                 figure.push_str(&format!(", watched for {}", length(watched.as_secs_f64().ceil())));
             }
-            self.restarted(process, starts, figure);
+            let lately = lately(|span| {
+                let changes = self.store.changes(series.metric, &series.labels, span);
+                changes.map_or(0.0, |(starts, _)| starts)
+            });
+            self.restarted(process, starts, figure, lately);
         }
     }
 
-    fn restarted(&mut self, component: &str, restarts: f64, figure: String) {
+    fn restarted(&mut self, component: &str, restarts: f64, figure: String, lately: Health) {
         self.measure(
             Topic::Units,
             "ControlPlaneComponentRestarting",
@@ -259,6 +266,7 @@ impl Court<'_> {
             &format!("restarts of {component} in 24 hours"),
             Figure::new("component_restarts", restarts, figure),
         );
+        self.at_most(lately);
     }
 
     pub(super) fn datastore(&mut self) {
@@ -481,6 +489,18 @@ pub(super) fn down(voters: Option<f64>, quorum: Option<&Quorum>) -> Health {
 
 fn is_ours(process: &str) -> bool {
     thresholds::CONTROL_PLANE.contains(&process)
+}
+
+/// How bad a day's restarts can be, by whether they go on: what has not happened for six hours is over, and what
+/// has not for two is no longer critical.
+fn lately(within: impl Fn(Duration) -> f64) -> Health {
+    if within(Duration::from_hours(2)) > 0.0 {
+        Health::Critical
+    } else if within(Duration::from_hours(6)) > 0.0 {
+        Health::Warning
+    } else {
+        Health::Ok
+    }
 }
 
 #[cfg(test)]
@@ -745,6 +765,27 @@ pub(super) mod tests {
         assert_eq!(stuck.figure, "at least 2.5 s, none has ended");
     }
 
+    #[test]
+    fn a_blocked_thread_of_k3s_is_critical_only_while_no_sync_gets_through() {
+        static BLOCKED: Metric<1> =
+            Metric::gauge("controlplane_fdatasync_thread_blocked_seconds", "Age.", ["process"]);
+        static INFLIGHT: Metric<2> =
+            Metric::gauge("controlplane_fdatasync_inflight_seconds", "Age.", ["path", "device"]);
+        let of = |process: &str, inflight: Option<f64>| {
+            let (store, mut batch) = (store(), Batch::default());
+            batch.push(&BLOCKED, [process], 40.0);
+            if let Some(age) = inflight {
+                batch.push(&INFLIGHT, ["/db", "sda"], age);
+            }
+            store.put("fdatasync", batch, Duration::from_secs(5));
+            about(&store, "blocked in the kernel").0
+        };
+        let k3s = |inflight| of("k3s-server", inflight);
+        assert_eq!(k3s(Some(0.2)), Health::Warning, "a dead NFS server, perhaps");
+        assert_eq!((k3s(Some(9.0)), k3s(None)), (Health::Critical, Health::Critical));
+        assert_eq!(of("etcd", Some(0.2)), Health::Critical);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn restarts_are_those_of_a_day() {
         let store = store();
@@ -762,11 +803,15 @@ pub(super) mod tests {
             seen.push(look(restarts));
         }
         assert_eq!((seen[9], seen[11], seen[70]), (Health::Ok, Health::Warning, Health::Critical));
+        let mut later = Vec::new();
         for _ in 0..25 * 12 {
             tokio::time::advance(MINUTE * 5).await;
-            look(restarts);
+            later.push(look(restarts));
         }
-        assert_eq!(look(restarts), Health::Ok, "yesterday's restarts are over");
+        let hours = |n: usize| later[n * 12 - 1];
+        let ends = (hours(1), hours(3), hours(7));
+        assert_eq!(ends, (Health::Critical, Health::Warning, Health::Ok), "as the alerts end");
+        assert_eq!(hours(25), Health::Ok, "yesterday's restarts are over");
     }
 
     #[tokio::test(start_paused = true)]
@@ -805,7 +850,7 @@ pub(super) mod tests {
         assert_eq!(of(1.0, "active"), Some(Health::Ok));
         assert_eq!(of(1.0, "inactive"), Some(Health::Critical), "also when it exited with 0");
         assert_eq!(of(1.0, "activating"), Some(Health::Warning));
-        assert_eq!(of(0.0, "inactive"), None);
+        assert_eq!((of(0.0, "inactive"), of(0.0, "activating")), (None, None));
     }
 
     #[test]

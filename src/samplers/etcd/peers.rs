@@ -12,7 +12,7 @@ use etcd_client::GetOptions;
 use futures_util::future::join_all;
 
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Address, Client, TlsFiles};
+use crate::etcd::{Address, Client, Reason, TlsFiles};
 use crate::sample::Batch;
 
 use super::PROBE_KEY;
@@ -100,9 +100,11 @@ async fn ask_at(id: u64, learner: bool, client: &Client) -> Seen {
         Some((who, read.took))
     };
     let (alive, read) = tokio::join!(alive, read);
-    if alive.is_err() && read.is_none() {
+    if let (Err(failure), None) = (&alive, read) {
         client.reset().await;
-        return Seen::Down;
+        // Without a CA of ours for it nobody was asked.
+        let is_ours = failure.reason == Reason::TlsConfig;
+        return if is_ours { Seen::Unknown } else { Seen::Down };
     }
     let took = read.filter(|(who, _)| *who == id).map(|(_, took)| took);
     if took.is_some() || alive.is_ok_and(|who| who == id) {
@@ -159,6 +161,7 @@ pub(super) fn voters_reachable(
 mod tests {
     use super::super::members::Member;
     use super::*;
+    use crate::host::Host;
 
     fn roster() -> Roster {
         let url = |host: &str| vec![format!("https://{host}:2379")];
@@ -188,6 +191,22 @@ mod tests {
         let count = |b, c| voters_reachable(&roster(), Some(1), true, &[(2, b), (3, c)]);
         assert_eq!(count(Seen::Unknown, up), None);
         assert_eq!(count(up, Seen::Unknown), Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_tls_is_not_down_for_want_of_a_ca_of_ours() {
+        let tls = Arc::new(TlsFiles::new(&Host::at("/"), None, None, None));
+        let ask = async |url: &str| {
+            let address = Address::parse(url).unwrap();
+            let client = Client::new(address, None, Arc::clone(&tls), Duration::from_secs(5));
+            ask_at(2, false, &client).await
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(
+            ask(&format!("https://{}", listener.local_addr().unwrap())).await,
+            Seen::Unknown
+        );
+        assert_eq!(ask("https://127.0.0.1:1").await, Seen::Down, "nobody is there");
     }
 
     #[test]

@@ -44,6 +44,8 @@ const STATUSES: [(u32, &str); 9] = [
 ];
 /// What says nothing about the disk.
 const HARMLESS: [&str; 2] = ["notsupp", "again"];
+/// Discards, and zeroes without data: a device that refuses them keeps all that is on it.
+const REFUSABLE: [u32; 3] = [3, 5, 9];
 
 /// The tracepoints, and where things lie in the kernel's structures.
 const WANTED: [Wanted; 8] = [
@@ -155,7 +157,7 @@ impl Block {
             if grown > 0 {
                 let device = name(sys, number(&key, 0));
                 let status = word(&STATUSES, number(&key, 8));
-                if !HARMLESS.contains(&status) {
+                if is_fault(number(&key, 4), status) {
                     counted.last.insert(device.clone(), SystemTime::now());
                 }
                 let op = word(&OPS, number(&key, 4));
@@ -188,6 +190,11 @@ impl Counted {
             }
         }
     }
+}
+
+/// Whether a request that failed says that the disk is ill.
+fn is_fault(op: u32, status: &str) -> bool {
+    !HARMLESS.contains(&status) && !REFUSABLE.contains(&op)
 }
 
 /// The kernel's name for a device of this number; numbers are given again when a device goes.
@@ -273,4 +280,19 @@ fn failed(errors: &Map, places: Places) -> Vec<u64> {
     asm.store(Size::Double, Stack, below(VALUE), R1);
     programs::update(&mut asm, errors, ERROR, VALUE, 0);
     programs::end(asm, out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_the_device_may_refuse_is_no_fault_of_it() {
+        let discard = OPS.iter().find(|(_, word)| *word == "discard").unwrap().0;
+        for status in ["target", "ioerr"] {
+            assert!(!is_fault(discard, status) && !is_fault(9, status), "{status}");
+            assert!(is_fault(0, status) && is_fault(1, status) && is_fault(2, status), "{status}");
+        }
+        assert!(!is_fault(1, "notsupp") && !is_fault(1, "again"));
+    }
 }
