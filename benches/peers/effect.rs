@@ -32,7 +32,7 @@ pub(crate) fn run(size: Size) {
     let puts = puts(&node, rounds, length);
     let syncs = syncs(&node, rounds, length / 2);
     drop(node);
-    let seconds = if size == Size::Trial { 3 } else { 25 };
+    let seconds = if size == Size::Trial { 3 } else { 100 };
     let own_disk = temp_dir("disk");
     let mut figures = vec![probe("ext4, the machine's disk", own_disk.path(), rounds, seconds)];
     let xfs = Disk::sized(Kind::Xfs, 512 << 20);
@@ -366,9 +366,9 @@ fn report(
         .map(|one| {
             let round = |round: &Round| {
                 json!({
-                    "probe_us": micros(&round.probe),
-                    "segment_us": micros(&round.segment),
-                    "twin_us": micros(&round.twin),
+                    "probe_thousandths_us": micros(&thousandths(&round.probe)),
+                    "segment_thousandths_us": micros(&thousandths(&round.segment)),
+                    "twin_thousandths_us": micros(&thousandths(&round.twin)),
                     "fio_percentiles_us": micros(&round.fio),
                 })
             };
@@ -378,6 +378,11 @@ fn report(
         .collect();
     let data = json!({"puts": puts.to_json(), "fio": syncs.to_json(), "probe": compared});
     report::keep("effect", load_before, data);
+}
+
+/// Figures that stand for all: the smallest, and the one at each thousandth up to the largest.
+fn thousandths(all: &[f64]) -> Vec<f64> {
+    (0..=1_000).map(|n| stats::quantile(all, f64::from(n) / 1_000.0)).collect()
 }
 
 /// Values in one line, in microseconds.
