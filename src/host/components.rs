@@ -17,7 +17,7 @@ use super::flags::{Flags, words_of_file};
 use super::manifest::StaticPod;
 use super::rancher_config::{RancherConfig, known_variable};
 use super::read::Probe;
-use super::{Distribution, Host, Installation, Role, k0s, kubeadm, snaps, units};
+use super::{Datastore, Distribution, Host, Installation, Role, k0s, kubeadm, snaps, units};
 
 /// A program of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,12 +109,17 @@ pub(crate) fn components(host: &Host) -> (Vec<Component>, Vec<String>) {
 fn k3s(probe: &Probe, node: &Installation) -> Vec<Component> {
     let before = probe.notes();
     let keys = K3S.iter().map(|(key, _)| *key).chain(K3S_ARGS.map(|(key, _)| key));
+    let keys = keys.chain(["disable-apiserver", "disable-controller-manager", "disable-scheduler"]);
     let (config, files) = rancher_config(probe, node, "k3s", keys.collect());
     if probe.notes() > before {
         return Vec::new();
     }
     // Also those that nothing is set for: what another server sets differs from that.
-    let inside = K3S_ARGS.iter().map(|(key, name)| {
+    let runs = |name: &str| match name {
+        "etcd" => node.datastore == Datastore::Etcd,
+        other => !config.is_true(&other.replacen("kube-", "disable-", 1)),
+    };
+    let inside = K3S_ARGS.iter().filter(|(_, name)| runs(name)).map(|(key, name)| {
         let args = config.all(key).unwrap_or_default().iter().filter_map(|arg| {
             let (name, value) = arg.trim_start_matches('-').split_once('=')?;
             Some((spelt(name), value.to_owned()))
@@ -286,6 +291,7 @@ mod tests {
         }
         let mut node = Installation::new(distribution);
         node.role = Role::Server;
+        node.datastore = Datastore::Etcd;
         let unit = match distribution {
             Distribution::Rke2 => "rke2-server.service",
             Distribution::K0s => "k0scontroller.service",
@@ -321,6 +327,18 @@ mod tests {
         let config = text(&mut RKE2.iter().map(|(key, _)| *key));
         let (all, _) = found(Distribution::Rke2, &[("etc/rancher/rke2/config.yaml", &config)]);
         told(&all[0], RKE2);
+    }
+
+    #[test]
+    fn a_program_that_k3s_does_not_run_has_no_flags_that_could_differ() {
+        let names = |config: &str| {
+            let (all, _) = found(Distribution::K3s, &[("etc/rancher/k3s/config.yaml", config)]);
+            all.iter().map(|one| one.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("disable-scheduler: true\n").len(), 4);
+        let etcd_alone =
+            "disable-apiserver: true\ndisable-controller-manager: true\ndisable-scheduler: true\n";
+        assert_eq!(names(etcd_alone), ["k3s", "etcd"]);
     }
 
     #[test]

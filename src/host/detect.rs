@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::facts::alive;
 use super::found::{Found, Hint};
 use super::processes;
 use super::read::Probe;
@@ -206,7 +207,7 @@ fn place(
     installations: &[Installation],
 ) -> Option<DatastorePlace> {
     let Some((found, folder)) =
-        installations.iter().find_map(|found| Some((found, found.datastore_dir.as_ref()?)))
+        alive(installations).find_map(|found| Some((found, found.datastore_dir.as_ref()?)))
     else {
         if overrides.devices.is_some() {
             probe.note(

@@ -123,26 +123,30 @@ fn with_directories(probe: &Probe, process: &Process) -> EtcdSettings {
     let mut settings = EtcdSettings::of_process(probe, process);
     let name = settings.name.as_deref().unwrap_or("default");
     let dir = settings.data_dir.take().unwrap_or_else(|| format!("{name}.etcd").into());
-    settings.data_dir = place(probe, process, dir);
-    settings.wal_dir = settings.wal_dir.take().and_then(|dir| place(probe, process, dir));
+    settings.data_dir = on_host(probe, process, dir);
+    let EtcdSettings { wal_dir, trusted_ca_file, cert_file, key_file, .. } = &mut settings;
+    for path in [wal_dir, trusted_ca_file, cert_file, key_file] {
+        *path = path.take().and_then(|path| on_host(probe, process, path));
+    }
     settings
 }
 
-/// The host's path of a directory that a process names.
-fn place(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {
+/// The host's path of what a process names.
+fn on_host(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {
     let dir = absolute(probe, process, dir)?;
     if process.contained() { outside(probe, process, &dir) } else { Some(dir) }
 }
 
-/// Where the host has a directory of a container.
-fn outside(probe: &Probe, process: &Process, dir: &Path) -> Option<PathBuf> {
-    let inside = Mounts::of_process(&probe.host.path("/proc"), process.pid).ok()?;
-    let origin = inside.holder(dir)?.origin(dir)?;
-    let found = Mounts::read(probe.host).ok()?.place(&origin);
+/// Where the host has what a container sees at `path`; a note where nowhere.
+fn outside(probe: &Probe, process: &Process, path: &Path) -> Option<PathBuf> {
+    let inside = Mounts::of_process(&probe.host.path("/proc"), process.pid).ok();
+    let origin = inside.and_then(|inside| inside.holder(path)?.origin(path));
+    let found = origin.and_then(|origin| Mounts::read(probe.host).ok()?.place(&origin));
     if found.is_none() {
         probe.note(format!(
-            "etcd's {} lies in a container, and no mount of the host has it; set host.datastore_dir",
-            dir.display()
+            "etcd's {} lies in a container, and no mount of the host is known to have it; set host.datastore_dir, \
+             or the files in section etcd",
+            path.display()
         ));
     }
     found

@@ -17,7 +17,7 @@ pub(super) struct EtcdSettings {
     pub(super) data_dir: Option<PathBuf>,
     pub(super) wal_dir: Option<PathBuf>,
     pub(super) name: Option<String>,
-    /// In bytes; 0 and negative values, which mean the default and none, are left out.
+    /// In bytes, [`NO_QUOTA`] for a negative one; 0, which means the default, is left out.
     pub(super) quota: Option<u64>,
     pub(super) trusted_ca_file: Option<PathBuf>,
     pub(super) cert_file: Option<PathBuf>,

@@ -72,16 +72,25 @@ impl Facts {
         })
     }
 
-    /// How to reach the local etcd member, of the first installation that has one: a plain etcd
-    /// beside a Kubernetes that names other members counts too, also one that is stopped and should run. What an
-    /// installation of before has left behind does not.
-    pub fn etcd(&self) -> Option<&EtcdAccess> {
-        let nodes = self.installations.iter().enumerate();
-        let mut should_run = nodes.filter(|(n, node)| {
-            *n == 0 || node.running || node.units.iter().any(|unit| unit.expected)
-        });
-        should_run.find_map(|(_, node)| node.etcd.as_ref())
+    /// The installation that the node's figures are about, and others that run or should; what one of before has left
+    /// behind is none of them.
+    pub fn alive(&self) -> impl Iterator<Item = &Installation> {
+        alive(&self.installations)
     }
+
+    /// How to reach the local etcd member, of the first installation that has one: a plain etcd
+    /// beside a Kubernetes that names other members counts too, also one that is stopped and should run.
+    pub fn etcd(&self) -> Option<&EtcdAccess> {
+        self.alive().find_map(|found| found.etcd.as_ref())
+    }
+}
+
+/// See [`Facts::alive`].
+pub(super) fn alive(installations: &[Installation]) -> impl Iterator<Item = &Installation> {
+    let nodes = installations.iter().enumerate();
+    let alive = nodes
+        .filter(|(n, node)| *n == 0 || node.running || node.units.iter().any(|unit| unit.expected));
+    alive.map(|(_, node)| node)
 }
 
 /// One Kubernetes distribution on this node.

@@ -530,6 +530,18 @@ fn the_etcd_that_an_installation_of_before_has_left_behind_is_nobodys() {
 }
 
 #[test]
+fn the_disk_of_an_installation_of_before_is_not_the_datastores() {
+    let (_dir, host) = copy_of("kubeadm-external-etcd");
+    assert_eq!(detect(&host, &Overrides::default()).datastore, None);
+    fs::create_dir_all(host.path("/var/lib/rancher/k3s/server/db/etcd/member/wal")).unwrap();
+    fs::create_dir_all(host.path("/var/lib/rancher/k3s/server/tls")).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    let left = facts.installations.iter().find(|node| node.distribution == Distribution::K3s);
+    assert!(left.is_some_and(|left| left.datastore_dir.is_some()), "{facts:?}");
+    assert_eq!((facts.datastore.as_ref(), facts.etcd()), (None, None));
+}
+
+#[test]
 fn k0s_that_listens_on_one_address_alone_is_asked_there() {
     let (_dir, host) = copy_of("k0s");
     let file = host.path("/run/k0s/k0s.yaml");

@@ -71,8 +71,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     defaults: defaults::<Options>,
     uses: |all| {
         let nodes: Vec<_> = all
-            .installations
-            .iter()
+            .alive()
             .map(|n| (n.datastore, &n.datastore_dir, &n.wal_dir, &n.processes))
             .collect();
         facts((&all.datastore, nodes))
@@ -244,7 +243,7 @@ fn check(paths: &[PathBuf]) -> Result<(), OptionsError> {
 }
 
 fn processes(all: &Facts) -> Vec<String> {
-    let named: BTreeSet<&String> = all.installations.iter().flat_map(|n| &n.processes).collect();
+    let named: BTreeSet<&String> = all.alive().flat_map(|n| &n.processes).collect();
     if named.is_empty() {
         return PROCESSES.map(ToOwned::to_owned).to_vec();
     }

@@ -127,7 +127,7 @@ fn detected(all: &Facts) -> Vec<(PathBuf, Role)> {
         .datastore
         .iter()
         .map(|place| &place.path)
-        .chain(nodes.iter().flat_map(|node| node.datastore_dir.iter().chain(&node.wal_dir)));
+        .chain(all.alive().flat_map(|node| node.datastore_dir.iter().chain(&node.wal_dir)));
     let snaps = nodes.iter().flat_map(|node| &node.snaps);
     let containers = nodes.iter().flat_map(|node| &node.container_dirs);
     let all = datastores

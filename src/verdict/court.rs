@@ -111,10 +111,12 @@ impl<'a> Court<'a> {
         });
     }
 
-    /// The last verdict is no worse than this, whatever its figure is.
-    pub(super) fn at_most(&mut self, worst: Health) {
-        if let Some(last) = self.verdicts.last_mut() {
-            last.health = last.health.min(worst);
+    /// The last verdict is no worse than this, whatever its figure is, and says why.
+    pub(super) fn at_most(&mut self, worst: Health, why: &str) {
+        if let Some(last) = self.verdicts.last_mut().filter(|last| last.health > worst) {
+            last.health = worst;
+            last.figure.push_str("; ");
+            last.figure.push_str(why);
         }
     }
 

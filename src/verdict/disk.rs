@@ -67,7 +67,7 @@ impl Court<'_> {
             self.measure(Topic::Disk, alert, row, &what, figure);
             // The process of k3s is kubelet as well, which a dead NFS server blocks.
             if series.labels[0] == "k3s-server" && gets_through {
-                self.at_most(Health::Warning);
+                self.at_most(Health::Warning, "syncs get through");
             }
         }
         let failed = self.all("controlplane_fdatasync_failures_total");

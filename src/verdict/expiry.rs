@@ -56,9 +56,14 @@ impl Court<'_> {
         let made = self.number("controlplane_etcd_snapshot_datastore_timestamp_seconds", &[]);
         let late = rows(alert, "age of the datastore");
         let health = made.map_or(Health::Ok, |made| by_table(&late, (self.now - made).max(0.0)));
+        let none = if files > 0.0 {
+            format!("{files}, all dated in the future")
+        } else {
+            "none".to_owned()
+        };
         let figure = match made {
-            Some(made) => format!("none; the data is {} old", length((self.now - made).max(0.0))),
-            None => "none".to_owned(),
+            Some(made) => format!("{none}; the data is {} old", length((self.now - made).max(0.0))),
+            None => none,
         };
         self.say(Topic::Datastore, health, alert, "snapshots of etcd", figure);
     }

@@ -195,7 +195,7 @@ impl Court<'_> {
                 &what,
                 Figure::new("restarts", restarts, figure),
             );
-            self.at_most(lately);
+            self.at_most(lately.0, lately.1);
         }
         for series in self.all("controlplane_systemd_unit_last_exit_info") {
             let [unit, code, status] = &series.labels[..] else { continue };
@@ -258,7 +258,13 @@ impl Court<'_> {
         }
     }
 
-    fn restarted(&mut self, component: &str, restarts: f64, figure: String, lately: Health) {
+    fn restarted(
+        &mut self,
+        component: &str,
+        restarts: f64,
+        figure: String,
+        lately: (Health, &str),
+    ) {
         self.measure(
             Topic::Units,
             "ControlPlaneComponentRestarting",
@@ -266,7 +272,7 @@ impl Court<'_> {
             &format!("restarts of {component} in 24 hours"),
             Figure::new("component_restarts", restarts, figure),
         );
-        self.at_most(lately);
+        self.at_most(lately.0, lately.1);
     }
 
     pub(super) fn datastore(&mut self) {
@@ -491,15 +497,15 @@ fn is_ours(process: &str) -> bool {
     thresholds::CONTROL_PLANE.contains(&process)
 }
 
-/// How bad a day's restarts can be, by whether they go on: what has not happened for six hours is over, and what
+/// How bad a day's restarts can be by whether they go on, and why: what has not happened for six hours is over, and what
 /// has not for two is no longer critical.
-fn lately(within: impl Fn(Duration) -> f64) -> Health {
+fn lately(within: impl Fn(Duration) -> f64) -> (Health, &'static str) {
     if within(Duration::from_hours(2)) > 0.0 {
-        Health::Critical
+        (Health::Critical, "")
     } else if within(Duration::from_hours(6)) > 0.0 {
-        Health::Warning
+        (Health::Warning, "none within two hours")
     } else {
-        Health::Ok
+        (Health::Ok, "none within six hours")
     }
 }
 

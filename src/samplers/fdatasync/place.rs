@@ -82,7 +82,7 @@ pub(super) fn targets(configured: &[PathBuf], facts: &Facts, own: &[PathBuf]) ->
 
 fn detected(facts: &Facts) -> Target {
     let local = [Datastore::Etcd, Datastore::Sqlite, Datastore::Dqlite];
-    let node = facts.installations.iter().find(|node| local.contains(&node.datastore));
+    let node = facts.alive().find(|node| local.contains(&node.datastore));
     let Some(directory) = node.and_then(|node| node.datastore_dir.clone()) else {
         let path = PathBuf::from(FALLBACK);
         return Target { directories: vec![path.clone()], path, device: None };
