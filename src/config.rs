@@ -162,7 +162,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// At the first thing that is wrong, in the order file, environment, flags.
+    /// At the first thing that is wrong with all of them together; it names the layer that is to blame.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let text = flags.file.as_deref().map(read).transpose()?;
         Self::load_text(flags, text.as_deref())
@@ -214,17 +214,25 @@ impl Config {
         let merged = builder.build().map_err(|error| plain("environment", "", error))?;
         Self::from_tree(&to_json(merged.cache), "environment or command line").map_err(|error| {
             let variable = format!("{ENV_PREFIX}__{}", error.key.to_uppercase().replace('.', "__"));
-            let variable = names.iter().find(|name| name.to_uppercase().starts_with(&variable));
-            // A file that is right with what the variables add to it is right.
-            let file = file.map(|(file, text)| (file.display().to_string(), text));
-            let file = file.filter(|(origin, text)| {
-                let alone = parse_file(origin, text);
-                alone.and_then(|tree| Self::from_tree(&tree, origin)).is_err()
+            let below = format!("{variable}__");
+            let is_it = |name: &str| name == variable || name.starts_with(&below);
+            let variable = names.iter().find(|name| is_it(&name.to_uppercase()));
+            let by_flag = flags.set.iter().any(|(key, _)| *key == error.key)
+                || (!flags.listen.is_empty() && error.key == "web.listen_address");
+            // What the file does not say may be wrong with it too: a key that it needs beside another.
+            let of_file = file.map(|(file, text)| (file.display().to_string(), text));
+            let of_file = of_file.filter(|(origin, text)| {
+                parse_file(origin, text).is_ok_and(|tree| {
+                    let pointer = format!("/{}", error.key.replace('.', "/"));
+                    let alone = || Self::from_tree(&tree, origin).err();
+                    tree.pointer(&pointer).is_some()
+                        || alone().is_some_and(|alone| alone.key == error.key)
+                })
             });
-            let origin = match (variable, file) {
+            let origin = match (variable, of_file) {
                 (Some(name), _) => format!("environment variable {name}"),
-                (None, Some((origin, _))) => origin,
-                (None, None) => return error,
+                (None, Some((origin, _))) if !by_flag => origin,
+                _ => return error,
             };
             ConfigError { origin, ..error }
         })
@@ -602,6 +610,19 @@ mod tests {
         assert!(text.starts_with("/etc/config.yaml: filesystem.path: "), "{text}");
         let text = load("", &[key]).unwrap_err().to_string();
         assert!(text.starts_with("environment or command line: etcd."), "{text}");
+        // A variable whose name begins like the key is another.
+        let alike = ("CONTROLPLANE_EXPORTER__FILESYSTEM__PATHS", "/");
+        let text = load("filesystem: {path: [/]}", &[alike]).unwrap_err().to_string();
+        assert!(text.starts_with("/etc/config.yaml: filesystem.path: "), "{text}");
+        // A flag is wrong, and the file needs the variable.
+        let flags = Flags {
+            file: Some("/etc/config.yaml".into()),
+            listen: vec!["nowhere".to_owned()],
+            ..Flags::default()
+        };
+        let variables = [(key.0.to_owned(), key.1.to_owned())].into();
+        let text = Config::layered(&flags, Some(pair), variables).unwrap_err().to_string();
+        assert!(text.starts_with("environment or command line: web.listen_address"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -398,7 +398,7 @@ fn listen(
     }
     for address in addresses {
         let socket = config::listen_addresses(address).map_err(anyhow::Error::msg)?;
-        let listener = bind(socket).with_context(|| {
+        let listener = bind(socket, address.starts_with(':')).with_context(|| {
             format!(
                 "listening on {address} (change it with --web.listen-address, or see who has \
                  the port: ss -ltnp 'sport = {}')",
@@ -411,27 +411,23 @@ fn listen(
     Ok(listeners)
 }
 
-/// A port. Every address is that of both protocols, whatever `net.ipv6.bindv6only` says, or of IPv4 where the kernel has
-/// no other.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match bind_to(address) {
-        Err(error)
-            if address.ip() == Ipv6Addr::UNSPECIFIED
-                && matches!(
-                    error.raw_os_error().map(Errno::from_raw_os_error),
-                    Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)
-                ) =>
-        {
-            bind_to((Ipv4Addr::UNSPECIFIED, address.port()).into())
+/// A port. `everywhere` is every address of both protocols, whatever `net.ipv6.bindv6only` says, or of IPv4 where the
+/// kernel has no other.
+fn bind(address: SocketAddr, everywhere: bool) -> io::Result<TcpListener> {
+    let bound = bind_to(address, everywhere);
+    let none = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].map(|errno| Some(errno.raw_os_error()));
+    match bound {
+        Err(error) if everywhere && none.contains(&error.raw_os_error()) => {
+            bind_to((Ipv4Addr::UNSPECIFIED, address.port()).into(), false)
         }
         bound => bound,
     }
 }
 
-fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_to(address: SocketAddr, everywhere: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
-    if address.ip() == Ipv6Addr::UNSPECIFIED {
+    if everywhere {
         set_ipv6_v6only(&socket, false)?;
     }
     socket.bind(address)?;

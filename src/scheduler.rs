@@ -142,9 +142,13 @@ impl Run {
         mut stopped: watch::Receiver<bool>,
     ) {
         if let Some(before) = before {
-            // The run of the sampler that this one replaces ends first, however long it takes.
+            // The run of the sampler that this one replaces ends first, however long it takes, and is seen to.
             // A panic in it has been counted there.
+            if !before.is_finished() {
+                self.store.statuses().waits(self.name);
+            }
             drop(before.await);
+            self.store.statuses().idle(self.name);
         }
         if *stopped.borrow() {
             return;
@@ -201,6 +205,10 @@ impl Run {
                 self.log_change(before, result.as_ref().err());
                 if matches!(result, Ok(()) | Err(SampleError::Blind(_))) {
                     let new = self.store.put(self.name, batch, self.options.interval);
+                    if statuses.resting(self.name) {
+                        // It was told so at this very moment.
+                        self.store.remove(self.name);
+                    }
                     // A child has no log of its own.
                     if matches!(driver, Driver::Isolated(_)) {
                         for event in new {
@@ -454,6 +462,7 @@ mod tests {
             assert_eq!((status().state, status().up, status().inflight), (State::Off, None, None));
             fit(true);
             a_while().await;
+            assert!(status().inflight.is_some(), "somebody waits, and that shows");
             assert_eq!(STARTED.load(Ordering::Relaxed), before + 1, "the first one still hangs");
         }
         fit(false);

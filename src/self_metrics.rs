@@ -210,6 +210,18 @@ impl Statuses {
         self.with(sampler, |s| s.inflight = Some(Instant::now()));
     }
 
+    /// It waits for a run of before; where that one's age is not known any more, it counts from now.
+    pub fn waits(&self, sampler: &'static str) {
+        self.with(sampler, |s| {
+            s.inflight.get_or_insert_with(Instant::now);
+        });
+    }
+
+    /// No run is under way.
+    pub fn idle(&self, sampler: &'static str) {
+        self.with(sampler, |s| s.inflight = None);
+    }
+
     /// The run in flight has passed its deadline; returns the sampler's `up` before. Nothing of a run counts
     /// whose sampler was told to rest meanwhile.
     pub fn overdue(&self, sampler: &'static str, what: &str) -> Option<bool> {

@@ -252,9 +252,7 @@ impl RegistryKeys {
         let client = &self.clients[self.current];
         let probe = client.get(PROBE_KEY, GetOptions::new(), self.consistency);
         let answer = tokio::time::timeout(PING.min(self.timeout), probe).await;
-        answer.is_ok_and(|answer| {
-            answer.map_or_else(|failure| failure.answered || failure.said, |_| true)
-        })
+        answer.is_ok_and(|answer| answer.map_or_else(|failure| failure.said, |_| true))
     }
 
     fn error(&self, what: &str, failure: &Failure) -> SampleError {
@@ -301,7 +299,7 @@ impl AsyncSampler for RegistryKeys {
                 self.busy_until = Some(Instant::now() + self.timeout);
             }
             // kine refuses in words of its own.
-            down = !(failure.answered || failure.said || slow);
+            down = !(failure.said || slow);
             if down {
                 break;
             }

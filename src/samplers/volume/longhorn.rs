@@ -94,7 +94,7 @@ impl Registry {
                 ),
             });
         }
-        if !failure.answered {
+        if !failure.said {
             client.reset().await;
             self.current = (self.current + 1) % self.clients.len();
         }

@@ -21,10 +21,10 @@ use super::programs::{self, FIGURES, Maps, below, lookup, number};
 use Reg::{R0, R1, R2, R3, R6, R7, R8, R9, Stack};
 
 /// Requests under way.
-const MAX_REQUESTS: u32 = 4_096;
+const MAX_REQUESTS: u32 = 16_384;
 /// Disks and kinds of request that have figures; what comes when there is no more room has none.
 const MAX_FIGURES: u32 = 256;
-const MAX_ERRORS: u32 = 256;
+const MAX_ERRORS: u32 = 4_096;
 /// Bits of a device's minor number, as the kernel has them.
 const MINOR_BITS: i32 = 20;
 
@@ -144,16 +144,13 @@ impl Block {
             growth.add_to(counted.requests.entry((device, op)).or_default(), bounds);
         }
         let mut value = [0; 8];
-        let keys = self.errors.keys(2 * MAX_ERRORS as usize)?;
-        self.errors_read.retain(|key, _| keys.contains(key));
-        for key in keys {
+        for key in self.errors.keys(2 * MAX_ERRORS as usize)? {
             if !matches!(self.errors.get(&key, &mut value), Ok(true)) {
                 continue;
             }
             let count = u64::from_ne_bytes(value);
             let before = self.errors_read.insert(key.clone(), count).unwrap_or(0);
-            // One that was forgotten in between begins from zero.
-            let grown = if count < before { count } else { count - before };
+            let grown = count.saturating_sub(before);
             if grown > 0 {
                 let device = name(sys, number(&key, 0));
                 let status = word(&STATUSES, number(&key, 8));

@@ -20,7 +20,7 @@ pub(super) const CELLS: usize = 256;
 /// Processes that are watched.
 pub(super) const MAX_TARGETS: usize = 64;
 /// Descriptors that have figures.
-pub(super) const MAX_SYNCS: usize = 1_024;
+pub(super) const MAX_SYNCS: usize = 4_096;
 /// Calls that are under way.
 pub(super) const MAX_FLIGHTS: usize = 1_024;
 /// Bytes of a descriptor's figures: time in all, failures, cells of four bytes.
