@@ -162,7 +162,13 @@ pub static LOGGED: [(&str, &str, &[&str]); 13] = [
     (
         "ControlPlaneProgramFatal",
         "program ended and said why",
-        &["k3s_fatal", "etcd_fatal", "dqlite_fatal", "dqlite_unknown_flag"],
+        &[
+            "k3s_fatal",
+            "k3s_shutdown_requested",
+            "etcd_fatal",
+            "dqlite_fatal",
+            "dqlite_unknown_flag",
+        ],
     ),
     ("ControlPlaneEtcdPeerUnknown", "etcd peer that is no member", &["etcd_peer_unknown"]),
     ("ControlPlaneUnitKilledByOomd", "killed by systemd-oomd", &["unit_oomd_kill"]),

@@ -107,7 +107,7 @@ pub(super) static SIGNATURES: &[Signature] = &[
     row("buffer_read_error", Error, Device, r"^Buffer I/O error on dev(?:ice)? (?<device>[^,\s]+), logical block \d+(?:, async page read)?$"),
     row("block_beyond_eod", Error, DeviceOnNextLine, r"^(?:.+: )?attempt to access beyond end of device$"),
     row("block_write_readonly", Error, Device, r"^Trying to write to read-only block-device (?<device>\S+)"),
-    row("iomap_writeback_error", Critical, Device, r"^(?<device>\S+): writeback error on inode \d+, offset -?\d+, sector \d+"),
+    row("iomap_writeback_error", Critical, Device, r"^(?:XFS \()?(?<device>[^\s():]+)\)?: writeback error on (?:inode \d+, offset -?\d+, )?sector \d+"),
     row("mmc_recovery_failed", Critical, Device, r"^(?<device>mmcblk\d+\w*): recovery failed!$"),
 
     // SCSI.
@@ -156,10 +156,10 @@ pub(super) static SIGNATURES: &[Signature] = &[
     row("ext4_mounted", Info, Device, r"^EXT4-fs \((?<device>[^)]+)\): mounted filesystem(?: [0-9a-f-]{36})?(?: (?:ro|r/w))? with"),
     row("jbd2_abort", Critical, Device, r"^Aborting journal on device (?<device>[^ ]+?)\.$"),
     row("jbd2_superblock_error", Critical, Device, r"^JBD2: (?:I/O error when updating journal superblock|Error -?\d+ detected when updating journal superblock|previous I/O error detected for journal superblock update) for (?<device>[^ ]+?)\.$"),
-    row("jbd2_io_error", Critical, Device, r"^JBD2: (?:Detected IO errors while flushing file data on (?<device>\S+)|IO error (?:-?\d+ )?(?:recovering|reading)|Failed to read block|journal transaction \d+ on \S+ is corrupt|(?:journal )?recovery failed)"),
+    row("jbd2_io_error", Critical, Device, r"^JBD2: (?:Detected IO errors (?:-?\d+ )?while flushing file data on (?<device>\S+)|IO error (?:-?\d+ )?(?:recovering|reading)|Failed to read block|journal transaction \d+ on \S+ is corrupt|(?:journal )?recovery failed)"),
 
     // XFS.
-    row("xfs_shutdown", Critical, Device, r"^XFS \((?<device>[^)]+)\): (?:.*Shutting down filesystem\.?|Filesystem has been shut down due to log error \(0x[0-9a-f]+\)\.)$"),
+    row("xfs_shutdown", Critical, Device, r"^XFS \((?<device>[^)]+)\): (?:(?:(?:Log |Metadata )?I/O Error|Corruption of|Block device removal).*Shutting down filesystem\.?|Filesystem has been shut down due to log error \(0x[0-9a-f]+\)\.)$"),
     row("xfs_metadata_io_error", Critical, Device, r"^XFS \((?<device>[^)]+)\): metadata I/O error(?: in|:) "),
     row("xfs_log_io_error", Critical, Device, r"^XFS \((?<device>[^)]+)\): log I/O error -?\d+$"),
     row("xfs_corruption", Critical, Device, r"^XFS \((?<device>[^)]+)\): (?:Corruption detected|Metadata (?:corruption|CRC error) detected|Internal error )"),
@@ -189,7 +189,7 @@ pub(super) static SIGNATURES: &[Signature] = &[
     row("oom_kill", Critical, Oom, r"^(?:(?<scope>Out of memory(?: \(oom_kill_allocating_task\))?|Memory cgroup out of memory): )?Killed process (?<pid>\d+) \((?<process>.*)\)(?:,| total-vm:)"),
     row("oom_context", Info, Device, r"^(?:oom-kill:constraint=\w+,|.+ invoked oom-killer: |oom_reaper: reaped process )"),
     row("soft_lockup", Error, Device, r"^(?:NMI )?(?:watchdog: )?BUG: soft lockup - CPU#\d+ stuck for \d+s! \[.+:\d+\]$"),
-    row("hard_lockup", Critical, Device, r"^(?:watchdog: |NMI watchdog: )?Watchdog detected hard LOCKUP on cpu \d+"),
+    row("hard_lockup", Critical, Device, r"^(?:watchdog: |NMI watchdog: )?(?:CPU\d+: )?Watchdog detected hard LOCKUP on cpu \d+"),
     row("rcu_stall", Error, Device, r"^(?:rcu: )?INFO: \w+ (?:self-)?detected (?:expedited )?stalls? on CPU"),
 
     // Hardware.
@@ -201,5 +201,5 @@ pub(super) static SIGNATURES: &[Signature] = &[
     row("apei_hw_error", Error, Device, r"^\{\d+\}\[Hardware Error\]: event severity: \w+$"),
 
     // journald has nowhere else to complain when the disk of the journal fails.
-    row(JOURNALD_IO_ERROR, Critical, Device, r"^(?:systemd-journald\[\d+\]: )?(?:\S+: (?:IO error|Read-only file system), rotating\.|Failed to (?:write entry|rotate|vacuum|open) .*(?:Input/output error|Read-only file system)|An error was encountered while opening journal file or directory \S+, ignoring file: Input/output error)"),
+    row(JOURNALD_IO_ERROR, Critical, Device, r"^(?:systemd-journald\[\d+\]: )?(?:\S+: (?:IO error|Read-only file system), rotating\.|Failed to (?:write entry|rotate|vacuum|open|create) .*(?:Input/output error|Read-only file system)|Unknown SIGBUS page, aborting\.|An error was encountered while opening journal file or directory \S+, ignoring file: Input/output error)"),
 ];
