@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::sample::{Batch, Value};
 
 /// What is kept: the metric, how far back, and how often.
-const KEPT: [(&str, Duration, Duration); 10] = [
+const KEPT: [(&str, Duration, Duration); 12] = [
     ("controlplane_fdatasync_duration_seconds", Duration::from_mins(15), Duration::from_mins(1)),
     (
         "controlplane_fdatasync_datastore_duration_seconds",
@@ -25,6 +25,12 @@ const KEPT: [(&str, Duration, Duration); 10] = [
     ),
     ("controlplane_fdatasync_stalls_total", Duration::from_mins(10), Duration::from_mins(1)),
     ("controlplane_etcd_request_duration_seconds", Duration::from_mins(10), Duration::from_mins(1)),
+    ("controlplane_kine_request_duration_seconds", Duration::from_mins(5), Duration::from_mins(1)),
+    (
+        "controlplane_apiserver_request_duration_seconds",
+        Duration::from_mins(10),
+        Duration::from_mins(1),
+    ),
     ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),
     ("controlplane_static_pod_restarts", Duration::from_hours(24), Duration::from_mins(5)),
     (
@@ -89,9 +95,18 @@ impl History {
         span: Duration,
         now: Instant,
     ) -> Option<(&Value, Duration)> {
-        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let kept = self.series(metric, labels)?;
         let old = kept.iter().rev().find(|(taken, _)| now.duration_since(*taken) >= span);
         old.or_else(|| kept.front()).map(|(taken, value)| (value, now.duration_since(*taken)))
+    }
+
+    fn series(
+        &self,
+        metric: &'static str,
+        labels: &[String],
+    ) -> Option<&VecDeque<(Instant, Value)>> {
+        debug_assert!(KEPT.iter().any(|(name, ..)| *name == metric), "{metric} is not kept");
+        self.series.get(&(metric, labels.to_vec()))
     }
 
     /// How often one copy of this series differs from the one before, within the last `span`, and how long it has been watched
@@ -103,7 +118,7 @@ impl History {
         span: Duration,
         now: Instant,
     ) -> Option<(f64, Duration)> {
-        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let kept = self.series(metric, labels)?;
         let age = |taken: &Instant| now.duration_since(*taken);
         let watched = kept.front().map(|(taken, _)| age(taken).min(span))?;
         let copies = kept.iter().zip(kept.iter().skip(1));
@@ -121,7 +136,7 @@ impl History {
         span: Duration,
         now: Instant,
     ) -> Option<f64> {
-        let kept = self.series.get(&(metric, labels.to_vec()))?;
+        let kept = self.series(metric, labels)?;
         let within = kept.iter().filter(|(taken, _)| now.duration_since(*taken) <= span);
         within.map(|(_, value)| value.as_number()).reduce(f64::max)
     }

@@ -167,16 +167,21 @@ impl<'a> Court<'a> {
 
     /// As [`Self::growth`], for what did not begin with the agent: until it is watched, it has grown from `first`.
     pub(super) fn growth_from(&self, first: f64, series: &Series, span: Duration) -> (f64, String) {
-        let now = series.value.as_number();
-        let then = self.store.before(series.metric, &series.labels, span);
-        let (then, watched) =
-            then.map_or((first, Duration::ZERO), |(value, age)| (value.as_number(), age));
-        let growth = if then > now { now } else { now - then };
+        let (growth, watched) = self.grown(first, series, span);
         if watched < span {
             (growth, format!("{growth}, watched for {}", length(watched.as_secs_f64().ceil())))
         } else {
             (growth, format!("{growth}"))
         }
+    }
+
+    /// The same as a number, with how long it has been watched: about `span` where it could be, else less.
+    pub(super) fn grown(&self, first: f64, series: &Series, span: Duration) -> (f64, Duration) {
+        let now = series.value.as_number();
+        let then = self.store.before(series.metric, &series.labels, span);
+        let (then, watched) =
+            then.map_or((first, Duration::ZERO), |(value, age)| (value.as_number(), age));
+        (if then > now { now } else { now - then }, watched)
     }
 
     /// That the target of this sampler does not answer, and why.

@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use super::court::{Court, Figure, by_table, limit, rows};
 use super::{Health, Measure, Topic, Verdict, bytes, length, percent};
+use crate::sample::Series;
 use crate::self_metrics::State;
 use crate::thresholds::{self, Threshold, Unit};
+
+/// How long a start may take, as the alert on units that are stuck in it has it.
+const STARTS: Duration = Duration::from_mins(3);
 
 impl Court<'_> {
     pub(super) fn kernel(&mut self) {
@@ -164,15 +168,19 @@ impl Court<'_> {
                 unit_states.iter().find(|s| s.labels[0] == unit && s.value.as_number() > 0.5);
             let state = state.map_or("unknown", |s| s.labels[1].as_str());
             let expected = series.value.as_number() > 0.5;
+            let since =
+                self.number("controlplane_systemd_unit_state_since_timestamp_seconds", &[unit]);
+            let stuck = since.is_some_and(|since| self.now - since > STARTS.as_secs_f64());
             let (health, alert) = match state {
                 "active" | "reloading" => (Health::Ok, "ControlPlaneUnitDown"),
+                "activating" if expected && stuck => {
+                    (Health::Critical, "ControlPlaneUnitStuckActivating")
+                }
                 "activating" if expected => (Health::Warning, "ControlPlaneUnitStuckActivating"),
                 "unknown" if expected => (Health::Unknown, "ControlPlaneUnitDown"),
                 _ if expected => (Health::Critical, "ControlPlaneUnitDown"),
                 _ => continue,
             };
-            let since =
-                self.number("controlplane_systemd_unit_state_since_timestamp_seconds", &[unit]);
             let figure = match since {
                 Some(since) => format!("{state} for {}", length((self.now - since).max(0.0))),
                 None => state.to_owned(),
@@ -196,6 +204,7 @@ impl Court<'_> {
                 Figure::new("restarts", restarts, figure),
             );
             self.at_most(lately.0, lately.1);
+            self.crash_loop("ControlPlaneUnitCrashLooping", &unit, &series, 0.0);
         }
         for series in self.all("controlplane_systemd_unit_last_exit_info") {
             let [unit, code, status] = &series.labels[..] else { continue };
@@ -240,7 +249,9 @@ impl Court<'_> {
                 figure.push_str(&format!("; {all} in all"));
             }
             let lately = lately(|span| self.growth_from(all, &series, span).0);
-            self.restarted(&format!("{process} in {pod}"), restarts, figure, lately);
+            let component = format!("{process} in {pod}");
+            self.restarted(&component, restarts, figure, lately);
+            self.crash_loop("ControlPlaneComponentCrashLooping", &component, &series, all);
         }
         for series in starts {
             let [process] = &series.labels[..] else { continue };
@@ -255,6 +266,27 @@ impl Court<'_> {
                 changes.map_or(0.0, |(starts, _)| starts)
             });
             self.restarted(process, starts, figure, lately);
+        }
+    }
+
+    /// A verdict of its own while something restarts again and again, as far as ten minutes can be told from the copies; `first`
+    /// is as in [`Self::growth_from`].
+    fn crash_loop(&mut self, alert: &'static str, what: &str, series: &Series, first: f64) {
+        const SPAN: Duration = Duration::from_mins(10);
+        let (restarts, age) = self.grown(first, series, SPAN);
+        let restarts = (restarts * SPAN.div_duration_f64(age.max(SPAN))).floor();
+        let table = rows(alert, "restarts in 10 minutes");
+        let health = by_table(&table, restarts);
+        if health > Health::Ok {
+            self.verdicts.push(Verdict {
+                topic: Topic::Units,
+                health,
+                what: format!("restarts of {what} in 10 minutes"),
+                figure: format!("{restarts}"),
+                limit: limit(&table),
+                alert: alert.into(),
+                measure: None,
+            });
         }
     }
 
@@ -519,6 +551,7 @@ pub(super) mod tests {
     use crate::store::Store;
     use crate::verdict::{MEASURES, judge, worst};
     use std::sync::Arc;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     static UP: Metric<0> = Metric::gauge("controlplane_etcd_up", "Up.", []);
     static LEADER: Metric<0> = Metric::gauge("controlplane_etcd_has_leader", "Leader.", []);
@@ -821,6 +854,37 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_crash_loop_is_critical_long_before_a_day_is_full_of_restarts() {
+        let store = store();
+        let look = |restarts: f64| {
+            let mut batch = Batch::default();
+            batch.push(&RESTARTS, ["k3s.service"], restarts);
+            store.put("systemd", batch, MINUTE);
+            let all = judge(&store);
+            all.into_iter().find(|verdict| verdict.alert == "ControlPlaneUnitCrashLooping")
+        };
+        let mut restarts = 0.0;
+        for _ in 0..12 {
+            tokio::time::advance(MINUTE * 5).await;
+            restarts += 1.0;
+            assert_eq!(look(restarts), None, "one in five minutes");
+        }
+        for _ in 0..15 {
+            tokio::time::advance(MINUTE).await;
+            restarts += 1.0;
+            look(restarts);
+        }
+        let loops = look(restarts).unwrap();
+        assert_eq!(loops.health, Health::Critical);
+        assert_eq!(loops.what, "restarts of k3s.service in 10 minutes");
+        for _ in 0..4 {
+            tokio::time::advance(MINUTE * 5).await;
+            look(restarts);
+        }
+        assert_eq!(look(restarts), None, "it is over");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_process_of_k0s_that_begins_again_and_again_is_told_by_its_starts() {
         static STARTED: Metric<1> = Metric::gauge(
             "controlplane_static_pod_start_timestamp_seconds",
@@ -857,6 +921,22 @@ pub(super) mod tests {
         assert_eq!(of(1.0, "inactive"), Some(Health::Critical), "also when it exited with 0");
         assert_eq!(of(1.0, "activating"), Some(Health::Warning));
         assert_eq!((of(0.0, "inactive"), of(0.0, "activating")), (None, None));
+        let starts_since = |seconds: f64| {
+            static SINCE: Metric<1> = Metric::gauge(
+                "controlplane_systemd_unit_state_since_timestamp_seconds",
+                "Since.",
+                ["unit"],
+            );
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+            let (store, mut batch) = (store(), Batch::default());
+            batch.push(&EXPECTED, ["k3s.service"], 1.0);
+            batch.push(&STATE, ["k3s.service", "activating"], 1.0);
+            batch.push(&SINCE, ["k3s.service"], now - seconds);
+            store.put("systemd", batch, MINUTE);
+            judge(&store).first().map(|verdict| verdict.health)
+        };
+        assert_eq!(starts_since(60.0), Some(Health::Warning));
+        assert_eq!(starts_since(600.0), Some(Health::Critical), "it does not get on");
     }
 
     #[test]
