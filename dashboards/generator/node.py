@@ -64,7 +64,9 @@ def build():
                 "straight line is a disk that does not answer.",
                 "", limits("ControlPlaneDiskSyncStuck", "sync in flight")),
             [("max by (%n, device) (max_over_time(@fdatasync_max_seconds[%w]))", "{{instance}} {{device}} longest"),
-             ("max by (%n, device) (max_over_time(@fdatasync_inflight_seconds[%w]))", "{{instance}} {{device}} under way")],
+             ("max by (%n, device) (max_over_time(@fdatasync_inflight_seconds[%w]))", "{{instance}} {{device}} under way"),
+             ("max by (%n, process) (max_over_time(@fdatasync_datastore_inflight_seconds[%w]))",
+              "{{instance}} {{process}} under way")],
             "s", size=(24, 8), none="sync probe off", floor=0, wide=True,
             thresholds=steps_of(limits("ControlPlaneDiskSyncStuck", "sync in flight")),
         ),
@@ -246,9 +248,12 @@ def first():
         (f"sum by (%n) ({appeared('kernel_io_errors_total', '%n, device')})", 11),
     )
     syncs = first_of(
-        (f"sum by (%n) ({appeared('fdatasync_failures_total', '%n, path')})", 23),
-        (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])) > {stuck.value:g}", 22),
-        ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w]))', 21),
+        (f"sum by (%n) ({appeared('fdatasync_failures_total', '%n, path')}"
+         f" or {appeared('fdatasync_datastore_failures_total', '%n, process')})", 23),
+        (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])"
+         f" or max_over_time(@fdatasync_datastore_inflight_seconds[%w])) > {stuck.value:g}", 22),
+        ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w])'
+         " or increase(@fdatasync_datastore_stalls_total[%w]))", 21),
         ("histogram_quantile(0.9, sum by (%n, le) (rate(@fdatasync_duration_seconds_bucket[%w])))"
          f" > {slow.value:g}", 20),
     )  # fmt: skip

@@ -20,6 +20,12 @@ ALERT_SEVERITY = "max by (cluster, instance, alert) (label_replace(%s, 'alert', 
 
 REACHABLE = "@etcd_voters_reachable or @dqlite_voters_reachable"
 LISTED = "@etcd_voters_listed or @dqlite_voters_listed"
+# Where no agent can ask the others' members, as on k0s, answers are added up as the rules do it.
+REACHABLE_VOTERS = (
+    f"max by (cluster, job) ({REACHABLE}) or sum by (cluster, job) (max by (%n) (@etcd_up unless @etcd_is_learner == 1))"
+    " + clamp_min(max by (cluster, job) (@etcd_voters_listed)"
+    " - count by (cluster, job) (group by (%n) (@etcd_up unless @etcd_is_learner == 1)), 0)"
+)
 
 
 def build():
@@ -65,18 +71,18 @@ def build():
                 "Single-member clusters are left out.",
                 "0, for the next failure stops that control plane; below 0 it has stopped",
                 alert="ControlPlaneEtcdQuorumAtRisk"),
-            f"min(max by (cluster, job) ({REACHABLE})"
+            f"min(({REACHABLE_VOTERS})"
             f" - floor(max by (cluster, job) ({LISTED}) / 2) - 1"
             f" and max by (cluster, job) ({LISTED}) > 1)", "none",
             none="no cluster of several members",
-            states=mappings({-2: ("no quorum", RED), -1: ("no quorum", RED), 0: ("0", ORANGE)}),
+            states=mappings({**{-n: ("no quorum", RED) for n in range(1, 6)}, 0: ("0", ORANGE)}),
             thresholds=steps_from(GREEN),
         ),
         number(
             "Longest sync under way",
             describe("How long the slowest sync of any node has been waiting for its disk.",
                      rows=limits("ControlPlaneDiskSyncStuck", "sync in flight")),
-            "max(@fdatasync_inflight_seconds)", "s", none="sync probe off everywhere", decimals=1,
+            "max(@fdatasync_inflight_seconds or @fdatasync_datastore_inflight_seconds)", "s", none="sync probe off everywhere", decimals=1,
             thresholds=steps_of(limits("ControlPlaneDiskSyncStuck", "sync in flight")),
         ),
     )  # fmt: skip
@@ -147,13 +153,15 @@ def nodes():
         Column("Datastore", f"{ETCD_STATE} or {DQLITE_STATE} or {KINE_ALONE}", states=MEMBER_STATES),
         Column("Units not running", f"count by (%n) ({EXPECTED_NOT_RUNNING}) or 0 * {alive}",
                states={0: ("0", "transparent"), **{n: (str(n), RED) for n in range(1, 6)}}),
-        Column("Restarts, 24 h", "max by (%n) (increase(@systemd_unit_restarts_total[24h]))", decimals=0,
+        Column("Restarts, 24 h", "max by (%n) (sum by (%n, unit) (increase(@systemd_unit_restarts_total[24h])))", decimals=0,
                rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
         Column("Sync p90, 15 min",
                "max by (%n) (histogram_quantile(0.9, sum by (%n, path, device, le)"
                " (rate(@fdatasync_duration_seconds_bucket[15m]))))",
                unit="s", rows=limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
-        Column("Last I/O error", "min by (%n) (time() - @kernel_io_error_last_timestamp_seconds)", unit="s",
+        Column("Last I/O error",
+               "min by (%n) (time() - (@kernel_io_error_last_timestamp_seconds"
+               " or @fdatasync_device_error_last_timestamp_seconds))", unit="s",
                rows=recent, decimals=0),
         Column("Datastore disk left",
                'min by (%n) (@filesystem_avail_bytes{role="datastore"} / @filesystem_size_bytes{role="datastore"})',

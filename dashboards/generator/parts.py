@@ -46,7 +46,8 @@ def q(text):
     """A query in which `@name` stands for our metric with the board's variables as matchers.
 
     `@name{more}` adds matchers; `@@name` is a metric that is not ours; `%w` is `$__rate_interval`,
-    which holds at least four scrapes, so that nothing between two steps is lost.
+    which holds at least four scrapes, so that nothing between two steps is lost: if the data source knows how often
+    the agents are scraped.
     """
 
     def selector(found):
@@ -506,10 +507,10 @@ def annotation(name, color, expr, title, text, tags, enabled=True):
 
 
 ANNOTATIONS = [
-    ("Unit restarts", ORANGE, "sum by (%n, unit) (changes(@systemd_unit_restarts_total[%w])) > 0",
+    ("Unit restarts", ORANGE, "sum by (%n, unit) (increase(@systemd_unit_restarts_total[%w])) > 0",
      "Restart of {{unit}}", "systemd restarted {{unit}} on {{instance}}.", "instance,unit", True),
     ("Leader changes", BLUE,
-     "sum by (%n) (changes(@etcd_leader_changes_total[%w]) or changes(@dqlite_leader_changes_total[%w])) > 0",
+     "sum by (%n) (increase(@etcd_leader_changes_total[%w]) or increase(@dqlite_leader_changes_total[%w])) > 0",
      "Leader change", "{{instance}} saw an election.", "instance", True),
     ("Agent restarts", PURPLE,
      "sum by (%n) (changes(@@process_start_time_seconds[%w]) and on (%n) @exporter_build_info) > 0",
