@@ -1,4 +1,4 @@
-# Everything a user or a developer runs. On a fresh Debian or Ubuntu machine with Rust, each target
+# Everything a user or a developer runs. On a fresh Debian machine with Rust (`run` on Ubuntu as well), each target
 # installs what it needs first.
 
 SHELL := /bin/bash
