@@ -186,10 +186,12 @@ impl Config {
         environment: std::collections::HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
-        let file = flags.file.as_deref().zip(text);
-        if let Some((file, text)) = file {
+        let mut file = None;
+        if let (Some(path), Some(text)) = (&flags.file, text) {
+            let origin = path.display().to_string();
+            let tree = parse_file(&origin, text)?;
             builder = builder.add_source(config::File::from_str(text, config::FileFormat::Yaml));
-            parse_file(&file.display().to_string(), text)?;
+            file = Some((origin, tree));
         }
         let environment: std::collections::HashMap<_, _> = environment
             .into_iter()
@@ -220,14 +222,10 @@ impl Config {
             let by_flag = flags.set.iter().any(|(key, _)| *key == error.key)
                 || (!flags.listen.is_empty() && error.key == "web.listen_address");
             // What the file does not say may be wrong with it too: a key that it needs beside another.
-            let of_file = file.map(|(file, text)| (file.display().to_string(), text));
-            let of_file = of_file.filter(|(origin, text)| {
-                parse_file(origin, text).is_ok_and(|tree| {
-                    let pointer = format!("/{}", error.key.replace('.', "/"));
-                    let alone = || Self::from_tree(&tree, origin).err();
-                    tree.pointer(&pointer).is_some()
-                        || alone().is_some_and(|alone| alone.key == error.key)
-                })
+            let of_file = file.filter(|(origin, tree)| {
+                let pointer = format!("/{}", error.key.replace('.', "/"));
+                tree.pointer(&pointer).is_some()
+                    || Self::from_tree(tree, origin).is_err_and(|alone| alone.key == error.key)
             });
             let origin = match (variable, of_file) {
                 (Some(name), _) => format!("environment variable {name}"),

@@ -123,33 +123,49 @@ fn with_directories(probe: &Probe, process: &Process) -> EtcdSettings {
     let mut settings = EtcdSettings::of_process(probe, process);
     let name = settings.name.as_deref().unwrap_or("default");
     let dir = settings.data_dir.take().unwrap_or_else(|| format!("{name}.etcd").into());
-    settings.data_dir = on_host(probe, process, dir);
-    let EtcdSettings { wal_dir, trusted_ca_file, cert_file, key_file, .. } = &mut settings;
-    for path in [wal_dir, trusted_ca_file, cert_file, key_file] {
-        *path = path.take().and_then(|path| on_host(probe, process, path));
+    let mounts = process.contained().then(|| ContainerMounts::read(probe, process));
+    let on_host = |path: PathBuf| {
+        let path = absolute(probe, process, path)?;
+        match &mounts {
+            Some(mounts) => mounts.on_host(probe, &path),
+            None => Some(path),
+        }
+    };
+    settings.data_dir = Some(dir);
+    let EtcdSettings { data_dir, wal_dir, trusted_ca_file, cert_file, key_file, .. } =
+        &mut settings;
+    for path in [data_dir, wal_dir, trusted_ca_file, cert_file, key_file] {
+        *path = path.take().and_then(on_host);
     }
     settings
 }
 
-/// The host's path of what a process names.
-fn on_host(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {
-    let dir = absolute(probe, process, dir)?;
-    if process.contained() { outside(probe, process, &dir) } else { Some(dir) }
+/// What a process in a container sees mounted, and what the host does; nothing where it cannot be read.
+struct ContainerMounts {
+    inside: Mounts,
+    host: Mounts,
 }
 
-/// Where the host has what a container sees at `path`; a note where nowhere.
-fn outside(probe: &Probe, process: &Process, path: &Path) -> Option<PathBuf> {
-    let inside = Mounts::of_process(&probe.host.path("/proc"), process.pid).ok();
-    let origin = inside.and_then(|inside| inside.holder(path)?.origin(path));
-    let found = origin.and_then(|origin| Mounts::read(probe.host).ok()?.place(&origin));
-    if found.is_none() {
-        probe.note(format!(
-            "etcd's {} lies in a container, and no mount of the host is known to have it; set host.datastore_dir, \
-             or the files in section etcd",
-            path.display()
-        ));
+impl ContainerMounts {
+    fn read(probe: &Probe, process: &Process) -> Self {
+        let inside = Mounts::of_process(&probe.host.path("/proc"), process.pid);
+        let host = Mounts::read(probe.host);
+        Self { inside: inside.unwrap_or_default(), host: host.unwrap_or_default() }
     }
-    found
+
+    /// Where the host has what the container sees at `path`; a note where nowhere.
+    fn on_host(&self, probe: &Probe, path: &Path) -> Option<PathBuf> {
+        let origin = self.inside.holder(path).and_then(|mount| mount.origin(path));
+        let found = origin.and_then(|origin| self.host.place(&origin));
+        if found.is_none() {
+            probe.note(format!(
+                "etcd's {} lies in a container, and no mount of the host is known to have it; set host.datastore_dir, \
+                 or the files in section etcd",
+                path.display()
+            ));
+        }
+        found
+    }
 }
 
 fn absolute(probe: &Probe, process: &Process, dir: PathBuf) -> Option<PathBuf> {

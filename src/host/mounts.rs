@@ -107,8 +107,7 @@ impl Mounts {
 
     /// Whether a directory can be seen here, under whatever name.
     pub fn show(&self, origin: &Origin) -> bool {
-        let holds = |mount: &Mount| origin.path.starts_with(&mount.root);
-        self.list.iter().any(|mount| mount.majmin == Some(origin.majmin) && holds(mount))
+        self.place(origin).is_some()
     }
 
     /// Under which path a directory can be seen here; of several by the mount that shows most of its filesystem.
