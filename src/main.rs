@@ -534,7 +534,8 @@ fn notify(state: &[sd_notify::NotifyState]) {
     }
 }
 
-/// Keeps the agent in memory, so that it goes on when the root disk does not answer. With a small
+/// Keeps the agent in memory, so that it goes on when the root disk does not answer: all of the program at once, since its
+/// parts would come from that disk, and what is allocated later when it is first used, since much of it never is. With a small
 /// limit, locking would succeed and the next thread would fail to start: then it is left alone.
 fn lock_memory() {
     use rustix::mm::{MlockAllFlags, mlockall};
@@ -548,7 +549,8 @@ fn lock_memory() {
         );
         return;
     }
-    match mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
+    let later = MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    match mlockall(MlockAllFlags::CURRENT).and_then(|()| mlockall(later)) {
         Ok(()) => tracing::debug!("memory locked"),
         Err(error) => tracing::warn!(%error, "memory cannot be locked"),
     }

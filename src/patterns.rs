@@ -1,13 +1,18 @@
-//! Many patterns against one line at once, in bounded memory.
+//! Many patterns against one line at once, and one of them for what it names there, in bounded memory.
 //!
 //! All patterns are one automaton whose states are made when a line first needs them. `regex`'s own set does the same, but where
 //! its room for states does not suffice it falls back to a way that is a hundred times slower, and takes 46 MB for ninety
 //! patterns. Here the states are made anew instead.
+//!
+//! A pattern by itself has no automaton: a line that gets so far is short, and often the only one of its kind, so one would
+//! never repay its 40 KB.
 
 use std::sync::{Mutex, PoisonError};
 
 use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::meta;
 use regex_automata::nfa::thompson::{self, WhichCaptures};
+use regex_automata::util::captures;
 use regex_automata::util::syntax;
 use regex_automata::{Input, MatchKind, PatternSet};
 
@@ -15,8 +20,66 @@ use regex_automata::{Input, MatchKind, PatternSet};
 const STATES: usize = 4 << 20;
 /// No more patterns than take this, in bytes.
 const PATTERNS: usize = 32 << 20;
+/// No pattern by itself may take more than this, in bytes.
+const PATTERN: usize = 1 << 20;
 
-/// Patterns in an order, of bytes: no class of theirs is Unicode's.
+/// A pattern is one of bytes: no class of it is Unicode's.
+fn bytes() -> syntax::Config {
+    syntax::Config::new().unicode(false).utf8(false)
+}
+
+/// One pattern.
+pub(crate) struct Pattern(meta::Regex);
+
+impl Pattern {
+    /// Compiles it.
+    ///
+    /// # Errors
+    ///
+    /// When it is no pattern, or too large a one.
+    pub(crate) fn new(pattern: &str) -> Result<Self, regex::Error> {
+        let config = meta::Config::new()
+            .utf8_empty(false)
+            .hybrid(false)
+            .onepass(false)
+            .nfa_size_limit(Some(PATTERN));
+        let regex = meta::Regex::builder().configure(config).syntax(bytes()).build(pattern);
+        let regex = regex.map_err(|error| match (error.syntax_error(), error.size_limit()) {
+            (Some(error), _) => regex::Error::Syntax(error.to_string()),
+            (None, Some(limit)) => regex::Error::CompiledTooBig(limit),
+            (None, None) => regex::Error::Syntax(error.to_string()),
+        })?;
+        Ok(Self(regex))
+    }
+
+    /// Whether it fits the line.
+    pub(crate) fn is_match(&self, line: &[u8]) -> bool {
+        self.0.is_match(line)
+    }
+
+    /// What its groups took from the first part of the line that it fits.
+    pub(crate) fn captures<'l>(&self, line: &'l [u8]) -> Option<Captures<'l>> {
+        let mut groups = self.0.create_captures();
+        self.0.captures(line, &mut groups);
+        groups.is_match().then_some(Captures { groups, line })
+    }
+}
+
+/// What the groups of a pattern took from a line.
+pub(crate) struct Captures<'l> {
+    groups: captures::Captures,
+    line: &'l [u8],
+}
+
+impl Captures<'_> {
+    /// What the group of this name took, if it took part, with a replacement for what is no UTF-8.
+    pub(crate) fn name(&self, name: &str) -> Option<String> {
+        let span = self.groups.get_group_by_name(name)?;
+        Some(String::from_utf8_lossy(self.line.get(span.range())?).into_owned())
+    }
+}
+
+/// Patterns in an order.
 pub(crate) struct Patterns {
     automaton: DFA,
     states: Mutex<Cache>,
@@ -36,7 +99,7 @@ impl Patterns {
             .minimum_cache_clear_count(None);
         let automaton = DFA::builder()
             .configure(config)
-            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .syntax(bytes())
             .thompson(
                 thompson::Config::new()
                     .utf8(false)
@@ -97,8 +160,26 @@ mod tests {
     }
 
     #[test]
+    fn one_pattern_tells_what_its_groups_took() {
+        let pattern = Pattern::new(r"^(?<first>\w+)(?: (?<second>\d+))? end").unwrap();
+        let line = b"one 22 end";
+        assert!(pattern.is_match(line));
+        let taken = pattern.captures(line).unwrap();
+        assert_eq!(taken.name("first").as_deref(), Some("one"));
+        assert_eq!(taken.name("second").as_deref(), Some("22"));
+        assert_eq!(taken.name("third"), None);
+        assert_eq!(pattern.captures(b"one end").unwrap().name("second"), None);
+        assert!(!pattern.is_match(b"end") && pattern.captures(b"end").is_none());
+        let any = Pattern::new("<(?<any>.+)>").unwrap();
+        assert_eq!(any.captures(b"<a\xffb>").unwrap().name("any").as_deref(), Some("a\u{fffd}b"));
+    }
+
+    #[test]
     fn a_pattern_that_is_wrong_is_an_error() {
         assert!(Patterns::new(&["(", "a"]).is_err());
         assert!(Patterns::new(&[r"(?:[a-z]{1000}){2000}"]).is_err());
+        assert!(matches!(Pattern::new("("), Err(regex::Error::Syntax(_))));
+        let large = Pattern::new(r"(?:[a-z]{1000}){2000}");
+        assert!(matches!(large, Err(regex::Error::CompiledTooBig(PATTERN))));
     }
 }

@@ -6,11 +6,10 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use regex::bytes::Regex;
 use serde::Deserialize;
 
-use super::table::{From, Row, compile};
-use crate::patterns::Patterns;
+use super::table::{From, Row};
+use crate::patterns::{Pattern, Patterns};
 
 /// What a pattern captures where a line says how long something took.
 const SECONDS: &str = "seconds";
@@ -44,8 +43,8 @@ pub(super) struct Classifier {
     /// The first row with this `level`.
     levels: HashMap<String, usize>,
     ids: HashMap<String, usize>,
-    single: Vec<OnceLock<Option<Regex>>>,
-    not: Vec<Option<Regex>>,
+    single: Vec<OnceLock<Option<Pattern>>>,
+    not: Vec<Option<Pattern>>,
 }
 
 /// The keys of a JSON line that are compared.
@@ -84,7 +83,7 @@ impl Classifier {
         }
         let not = rows
             .iter()
-            .map(|row| (!row.not.is_empty()).then(|| compile(&row.not)).transpose())
+            .map(|row| (!row.not.is_empty()).then(|| Pattern::new(&row.not)).transpose())
             .collect::<Result<_, _>>()?;
         let single = rows.iter().map(|_| OnceLock::new()).collect();
         Ok(Self { rows, set, of, msgs, levels, ids, single, not })
@@ -175,9 +174,8 @@ impl Classifier {
             return None;
         }
         let captured = || {
-            let single = self.single[n].get_or_init(|| compile(&row.pattern).ok()).as_ref()?;
-            let captures = single.captures(text)?;
-            Some(String::from_utf8_lossy(captures.name(SECONDS)?.as_bytes()).into_owned())
+            let single = self.single[n].get_or_init(|| Pattern::new(&row.pattern).ok()).as_ref()?;
+            single.captures(text)?.name(SECONDS)
         };
         let named = (!row.seconds.is_empty()).then(|| field(&row.seconds)).flatten();
         duration(&named.or_else(captured)?)

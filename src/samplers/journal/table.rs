@@ -3,16 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::patterns::Pattern;
 use crate::severity::Severity;
 
 const TABLE: &str = include_str!("signatures.yaml");
 /// Rows that a configuration may add.
 const MAX_OWN: usize = 50;
-/// No pattern may compile to more than this many bytes.
-const PATTERN_BYTES: usize = 1 << 20;
 
 /// Who wrote a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,28 +87,20 @@ impl Row {
             return Err(("pattern", what.into()));
         }
         for (key, pattern) in [("pattern", &self.pattern), ("not", &self.not)] {
-            if let Err(error) = compile(pattern) {
+            if let Err(error) = Pattern::new(pattern) {
                 let last = error.to_string();
                 let last = last.lines().last().unwrap_or_default().trim_start_matches("error: ");
                 return Err((key, format!("{pattern:?} is no pattern: {last}")));
             }
         }
         if self.pattern.len() == 1
-            || compile(&self.pattern).is_ok_and(|p| !self.pattern.is_empty() && p.is_match(b""))
+            || Pattern::new(&self.pattern)
+                .is_ok_and(|p| !self.pattern.is_empty() && p.is_match(b""))
         {
             return Err(("pattern", format!("{:?} fits every line", self.pattern)));
         }
         Ok(())
     }
-}
-
-/// One pattern by itself.
-///
-/// # Errors
-///
-/// When it is no pattern, or too large a one.
-pub(super) fn compile(pattern: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(pattern).unicode(false).size_limit(PATTERN_BYTES).build()
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,16 +2,14 @@
 //!
 //! All patterns are tested in one pass over a line (0.2 µs for one that says nothing of interest,
 //! 1 µs for a block error); only the row that won is matched again, for what it yields. The
-//! compiled table takes 3 MB and 3 ms.
+//! compiled table takes 0.4 MB and 3 ms, and 3 MB more when a log has said everything.
 
 use std::sync::OnceLock;
-
-use regex::bytes::{Captures, Regex, RegexBuilder};
 
 use super::device::whole_disk;
 use super::table::Yields::{Block, Device, DeviceOnNextLine, HungTask, Oom, Suppressed};
 use super::table::{SIGNATURES, Signature};
-use crate::patterns::Patterns;
+use crate::patterns::{Captures, Pattern, Patterns};
 use crate::severity::Severity;
 
 /// What one line of a record says.
@@ -117,7 +115,7 @@ pub(super) struct Classifier {
     /// All patterns at once, in the order of the table.
     set: Patterns,
     /// The pattern of each row alone, compiled when it first matches: most never do.
-    single: Vec<OnceLock<Option<Regex>>>,
+    single: Vec<OnceLock<Option<Pattern>>>,
 }
 
 impl Classifier {
@@ -161,12 +159,9 @@ impl Classifier {
                 next.and_then(|next| next.split_once(": rw=")).and_then(|d| whole_disk(d.0));
             return Some(hit);
         }
-        let single = self
-            .single
-            .get(index)?
-            .get_or_init(|| RegexBuilder::new(signature.pattern).unicode(false).build().ok());
-        if let Some(captures) = single.as_ref().and_then(|regex| regex.captures(line)) {
-            hit.device = group(&captures, "device").and_then(|name| whole_disk(&name));
+        let single = self.single.get(index)?.get_or_init(|| Pattern::new(signature.pattern).ok());
+        if let Some(captures) = single.as_ref().and_then(|pattern| pattern.captures(line)) {
+            hit.device = captures.name("device").and_then(|name| whole_disk(&name));
             hit.payload = payload(signature, &captures);
         }
         Some(hit)
@@ -178,8 +173,8 @@ fn payload(signature: &Signature, captures: &Captures<'_>) -> Payload {
         Device | DeviceOnNextLine => Payload::Nothing,
         // A number beyond u64 is no sector or process: the line still counts by its id.
         Block => number(captures, "sector").map_or(Payload::Nothing, |sector| {
-            let flags = group(captures, "flags").and_then(|f| u64::from_str_radix(&f, 16).ok());
-            let name = group(captures, "operation");
+            let flags = captures.name("flags").and_then(|f| u64::from_str_radix(&f, 16).ok());
+            let name = captures.name("operation");
             Payload::Block(BlockError {
                 kind: block_kind(signature.id),
                 operation: operation(name.as_deref(), flags),
@@ -188,23 +183,19 @@ fn payload(signature: &Signature, captures: &Captures<'_>) -> Payload {
             })
         }),
         Oom => Payload::Oom {
-            scope: group(captures, "scope").map(|scope| {
+            scope: captures.name("scope").map(|scope| {
                 if scope.starts_with("Memory cgroup") { OomScope::Cgroup } else { OomScope::Node }
             }),
             pid: number(captures, "pid").unwrap_or(0),
-            comm: group(captures, "process").unwrap_or_default(),
+            comm: captures.name("process").unwrap_or_default(),
         },
-        HungTask => Payload::HungTask(group(captures, "process").unwrap_or_default()),
+        HungTask => Payload::HungTask(captures.name("process").unwrap_or_default()),
         Suppressed => Payload::Suppressed(number(captures, "count").unwrap_or(0)),
     }
 }
 
-fn group(captures: &Captures<'_>, name: &str) -> Option<String> {
-    Some(String::from_utf8_lossy(captures.name(name)?.as_bytes()).into_owned())
-}
-
 fn number(captures: &Captures<'_>, name: &str) -> Option<u64> {
-    group(captures, name)?.parse().ok()
+    captures.name(name)?.parse().ok()
 }
 
 fn block_kind(id: &'static str) -> &'static str {
@@ -242,8 +233,6 @@ pub(super) fn oom_choice(line: &str) -> Option<(u64, OomScope)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
     use serde::Deserialize;
 
@@ -306,8 +295,7 @@ mod tests {
     fn every_pattern_compiles_alone_and_every_id_is_a_label() {
         for signature in SIGNATURES {
             let pattern = signature.pattern;
-            let regex = RegexBuilder::new(pattern).unicode(false).build().unwrap();
-            let groups: BTreeSet<_> = regex.capture_names().flatten().collect();
+            assert!(Pattern::new(pattern).is_ok(), "{}", signature.id);
             let needed: &[&str] = match signature.yields {
                 Device | DeviceOnNextLine => &[],
                 Block => &["device", "sector", "flags"],
@@ -315,7 +303,8 @@ mod tests {
                 HungTask => &["process"],
                 Suppressed => &["count"],
             };
-            assert!(needed.iter().all(|g| groups.contains(g)), "{}: {groups:?}", signature.id);
+            let missing = needed.iter().find(|group| !pattern.contains(&format!("(?<{group}>")));
+            assert_eq!(missing, None, "{}", signature.id);
             assert!(pattern.starts_with('^'), "{}: not anchored", signature.id);
             let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
             assert!(signature.id.bytes().all(word), "{}", signature.id);
