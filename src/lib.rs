@@ -56,7 +56,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use config::{Config, Flags};
 use host::{Facts, Host, Overrides};
@@ -74,6 +74,8 @@ const DETECT_INTERVAL: Duration = Duration::from_mins(1);
 /// How long a look may take before the agent goes on without it.
 const DETECT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// So many may wait for the next reload, which answers them all; whoever else comes by then is told to ask again.
+const RELOADS: usize = 16;
 /// How long reading the configuration file again may take.
 const READ_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -128,7 +130,7 @@ pub struct Signals {
 impl Signals {
     /// Signals that only `stop` raises.
     pub fn new(stop: watch::Receiver<bool>) -> Self {
-        let (reload_sender, reload) = mpsc::channel(4);
+        let (reload_sender, reload) = mpsc::channel(RELOADS);
         Self { reload, reload_sender, stop }
     }
 }
@@ -168,50 +170,31 @@ pub async fn run(
 
     let mut scheduler = Scheduler::new(Arc::clone(&store));
     let (slot, files) = (child::Slot::default(), child::Slot::default());
-    let mut known: Option<Arc<Facts>> = None;
-    let mut unknown = Facts::default();
-    let mut answer: Option<web::Reload> = None;
-    let mut blind = false;
+    let mut looks = Looks::default();
+    let mut answer: Option<(Vec<web::Reload>, web::Pending)> = None;
     loop {
         let detected = tokio::select! {
             detected = detect(&slot, &config) => detected,
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
-        match detected {
-            Ok(found) => {
-                if std::mem::take(&mut blind) {
-                    tracing::info!("this node can be looked at again");
-                }
-                let changed = known.as_deref() != Some(&found);
-                if changed {
-                    log_facts(known.as_deref(), &found);
-                    let found = Arc::new(found);
-                    facts_sender.send_replace(Arc::clone(&found));
-                    known = Some(found);
-                }
-            }
-            Err(error) => {
-                // Said once: a disk that hangs would say it every minute.
-                if !std::mem::replace(&mut blind, true) {
-                    tracing::warn!(%error, "this node cannot be looked at");
-                }
-                if known.is_none() {
-                    unknown = Facts::unseen(error);
-                    facts_sender.send_replace(Arc::new(unknown.clone()));
-                }
-            }
+        if let Some(facts) = looks.take(detected) {
+            facts_sender.send_replace(facts);
         }
-        let facts = known.as_deref().unwrap_or(&unknown).clone();
+        let facts = looks.facts.as_ref().clone();
         scheduler.apply(&config, &Host::at(&config.path.rootfs).with_facts(facts));
-        if let Some(answer) = answer.take() {
-            reply(answer, Ok(()));
+        if let Some((requests, pending)) = answer.take() {
+            reply(requests, &Ok(pending));
         }
-        let reload = tokio::select! {
-            () = tokio::time::sleep(DETECT_INTERVAL) => None,
-            request = signals.reload.recv() => request,
+        // Those that have come meanwhile are one reload. Whoever comes while the files are read waits for the next.
+        let mut requests = Vec::new();
+        tokio::select! {
+            () = tokio::time::sleep(DETECT_INTERVAL) => {}
+            _ = signals.reload.recv_many(&mut requests, RELOADS) => {}
             _ = signals.stop.wait_for(|stop| *stop) => break,
-        };
-        let Some(request) = reload else { continue };
+        }
+        if requests.is_empty() {
+            continue;
+        }
         // Both files or neither; the web configuration is put in force by its re-read, so it comes last.
         let both = async {
             let new = reread(&files, &config, &flags).await.map_err(|error| {
@@ -222,7 +205,7 @@ pub async fn run(
                 Some(lock) => match lock.reread(&store).await {
                     Ok(()) => Ok(new),
                     // Its own gauge and its own line say that; our gauge, when it kept a change out.
-                    Err(error) => Err((error, new == config)),
+                    Err(error) => Err((error, new.0 == config)),
                 },
                 None => Ok(new),
             }
@@ -232,16 +215,19 @@ pub async fn run(
             _ = signals.stop.wait_for(|stop| *stop) => break,
         };
         match read {
-            Ok(new) => {
+            Ok((new, pending)) => {
                 tracing::info!("configuration read again");
                 store.statuses().reloaded(true);
+                if config.host != new.host {
+                    looks.whole = None;
+                }
                 config = new;
-                answer = Some(request);
+                answer = Some((requests, pending));
             }
             Err((error, unchanged)) => {
                 store.statuses().reloaded(unchanged);
                 store.touch();
-                reply(request, Err(error));
+                reply(requests, &Err(error));
             }
         }
     }
@@ -251,9 +237,11 @@ pub async fn run(
     }
 }
 
-fn reply(to: oneshot::Sender<Result<(), String>>, what: Result<(), String>) {
-    // Whoever asked may have gone away.
-    drop(to.send(what));
+fn reply(all: Vec<web::Reload>, what: &Result<web::Pending, String>) {
+    for to in all {
+        // Whoever asked may have gone away.
+        drop(to.send(what.clone()));
+    }
 }
 
 /// The configuration, its file read in a child process: the disk may be sick.
@@ -273,14 +261,74 @@ pub async fn load_config(slot: &child::Slot, flags: &Flags) -> Result<Config, St
     Config::load_text(flags, text.as_deref()).map_err(|error| error.to_string())
 }
 
-/// Reads the configuration again. Where the agent listens and how it logs is fixed at the start.
-async fn reread(slot: &child::Slot, old: &Config, flags: &Flags) -> Result<Config, String> {
+/// Reads the configuration again. Where the agent listens and how it logs is fixed at the start: the sections with a change that
+/// waits for the next one are returned beside it.
+async fn reread(
+    slot: &child::Slot,
+    old: &Config,
+    flags: &Flags,
+) -> Result<(Config, web::Pending), String> {
     let new = load_config(slot, flags).await?;
-    if new.web != old.web || new.log != old.log || new.path != old.path {
-        tracing::warn!("changes of web, log and path need a restart");
+    let fixed =
+        [("web", new.web != old.web), ("log", new.log != old.log), ("path", new.path != old.path)];
+    let pending: web::Pending =
+        fixed.into_iter().filter_map(|(section, changed)| changed.then_some(section)).collect();
+    if !pending.is_empty() {
+        let sections = pending.join(", ");
+        tracing::warn!(sections, "changes of these sections need a restart");
     }
     let (web, log, path) = (old.web.clone(), old.log.clone(), old.path.clone());
-    Ok(Config { web, log, path, ..new })
+    Ok((Config { web, log, path, ..new }, pending))
+}
+
+/// What is known of the node, from one look at it to the next.
+#[derive(Default)]
+struct Looks {
+    facts: Arc<Facts>,
+    /// The last look that nothing kept from seeing all, with what the configuration says of the node now.
+    whole: Option<Arc<Facts>>,
+    /// Whether the node has ever been looked at.
+    seen: bool,
+    /// Whether the last look failed.
+    blind: bool,
+}
+
+impl Looks {
+    /// Takes what a look has brought; what is known now, where that has changed.
+    fn take(&mut self, look: Result<Facts, child::ChildError>) -> Option<Arc<Facts>> {
+        match look {
+            Ok(found) => {
+                if std::mem::take(&mut self.blind) {
+                    tracing::info!("this node can be looked at again");
+                }
+                let found = found.or_known(self.whole.as_deref());
+                let before = self.seen.then_some(&*self.facts);
+                let changed = before != Some(&found);
+                if changed {
+                    log_facts(before, &found);
+                    self.seen = true;
+                    self.facts = Arc::new(found);
+                }
+                if !self.facts.partial {
+                    self.whole = Some(Arc::clone(&self.facts));
+                }
+                if !changed {
+                    return None;
+                }
+            }
+            Err(error) => {
+                // Said once: a disk that hangs would say it every minute.
+                if !std::mem::replace(&mut self.blind, true) {
+                    tracing::warn!(%error, "this node cannot be looked at");
+                }
+                if self.seen {
+                    return None;
+                }
+                self.facts = Arc::new(Facts::unseen(error));
+            }
+        }
+        Some(Arc::clone(&self.facts))
+    }
 }
 
 fn log_facts(before: Option<&Facts>, found: &Facts) {

@@ -11,6 +11,7 @@
 //! of a flag with such a name it is only known that it is set, and an address loses its user and password. A program whose
 //! settings could not be read whole is left out, since half of them would look like a difference.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use super::flags::{Flags, words_of_file};
@@ -35,12 +36,15 @@ pub(crate) struct Component {
 /// Programs that are a process of their own in most distributions.
 const PROGRAMS: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"];
 
+/// The range of services of k3s and RKE2 where none is set.
+const SERVICE_CIDR: &str = "10.43.0.0/16";
 /// Settings of k3s that all servers must share, and `disable`, which k3s lets differ: the server that leads deletes what
-/// it has disabled, everywhere. The second is the value that is meant where none is set.
+/// it has disabled, everywhere. The second is the value that is meant where none is set; that of `cluster-dns` follows
+/// from `service-cidr`.
 pub(super) const K3S: &[(&str, &str)] = &[
     ("agent-token", ""),
     ("cluster-cidr", "10.42.0.0/16"),
-    ("cluster-dns", "10.43.0.10"),
+    ("cluster-dns", ""),
     ("cluster-domain", "cluster.local"),
     ("datastore-endpoint", ""),
     ("disable", ""),
@@ -55,13 +59,13 @@ pub(super) const K3S: &[(&str, &str)] = &[
     ("flannel-ipv6-masq", "false"),
     ("secrets-encryption", "false"),
     ("secrets-encryption-provider", "aescbc"),
-    ("service-cidr", "10.43.0.0/16"),
+    ("service-cidr", SERVICE_CIDR),
 ];
 /// The same for RKE2.
 const RKE2: &[(&str, &str)] = &[
     ("agent-token", ""),
     ("cluster-cidr", "10.42.0.0/16"),
-    ("cluster-dns", "10.43.0.10"),
+    ("cluster-dns", ""),
     ("cluster-domain", "cluster.local"),
     ("cni", "canal"),
     ("datastore-endpoint", ""),
@@ -72,7 +76,7 @@ const RKE2: &[(&str, &str)] = &[
     ("embedded-registry", "false"),
     ("ingress-controller", ""),
     ("profile", ""),
-    ("service-cidr", "10.43.0.0/16"),
+    ("service-cidr", SERVICE_CIDR),
 ];
 /// Settings of k3s that hold the flags of the programs inside it, and whose they are.
 const K3S_ARGS: [(&str, &str); 4] = [
@@ -166,24 +170,55 @@ fn rancher_config(
 pub(super) fn shared(config: &RancherConfig, keys: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut flags = Vec::new();
     for (key, default) in keys {
-        let values = match *key {
-            // Of the datastore only its kind: the address may hold a password.
-            "datastore-endpoint" => config.datastore_scheme().map(|kind| vec![kind.to_owned()]),
-            key => config.all(key).map(<[String]>::to_vec),
-        };
-        let values = values.unwrap_or_default();
-        let mut values: Vec<&str> = values
-            .iter()
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .filter(|value| !value.is_empty())
-            .collect();
-        if values.is_empty() && !default.is_empty() {
-            values.push(default);
+        let mut values = items(config, key, default);
+        if values.is_empty() && *key == "cluster-dns" {
+            let ranges = items(config, "service-cidr", SERVICE_CIDR);
+            values = ranges.iter().filter_map(|range| dns_address(range)).collect();
         }
-        flags.extend(values.into_iter().map(|value| ((*key).to_owned(), value.to_owned())));
+        flags.extend(values.into_iter().map(|value| ((*key).to_owned(), value)));
     }
     flags
+}
+
+/// What is set, item by item; else the default, if that is a value.
+fn items(config: &RancherConfig, key: &str, default: &str) -> Vec<String> {
+    let values = match key {
+        // Of the datastore only its kind: the address may hold a password.
+        "datastore-endpoint" => config.datastore_scheme().map(|kind| vec![kind.to_owned()]),
+        key => config.all(key).map(<[String]>::to_vec),
+    };
+    let values = values.unwrap_or_default();
+    let mut items: Vec<String> = values
+        .iter()
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if items.is_empty() && !default.is_empty() {
+        items.push(default.to_owned());
+    }
+    items
+}
+
+/// The address that k3s and RKE2 give the cluster's DNS in a range of services where none is set: the network's plus ten.
+/// With a range that has no room for it they do not start.
+fn dns_address(range: &str) -> Option<String> {
+    let (address, length) = range.split_once('/')?;
+    let length: u32 = length.parse().ok()?;
+    let address: IpAddr = address.parse().ok()?;
+    let (bits, width) = match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()), 32_u32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    // Ten takes four bits.
+    let free = width.checked_sub(length).filter(|free| *free >= 4)?;
+    let network = bits & u128::MAX.checked_shl(free).unwrap_or_default();
+    let dns = network + 10;
+    Some(match address {
+        IpAddr::V4(_) => Ipv4Addr::from_bits(u32::try_from(dns).ok()?).to_string(),
+        IpAddr::V6(_) => Ipv6Addr::from_bits(dns).to_string(),
+    })
 }
 
 fn static_pods(probe: &Probe, folder: &Path, prefix: &str) -> Vec<Component> {
@@ -386,6 +421,27 @@ mod tests {
                 "/etc/default/k3s"
             ]
         );
+    }
+
+    #[test]
+    fn the_dns_that_is_meant_where_none_is_set_follows_from_each_range_of_services() {
+        for (config, expected) in [
+            ("", &["10.43.0.10"][..]),
+            ("service-cidr: 10.96.0.0/12\n", &["10.96.0.10"]),
+            ("service-cidr: 10.43.200.7/17\n", &["10.43.128.10"]),
+            ("service-cidr: fd00:43::/112\n", &["fd00:43::a"]),
+            ("service-cidr: 10.43.0.0/16,fd00:43::/112\n", &["10.43.0.10", "fd00:43::a"]),
+            ("service-cidr: ['fd00:43::/108', 10.96.0.0/28]\n", &["fd00:43::a", "10.96.0.10"]),
+            ("service-cidr: 0.0.0.0/0,::/0\n", &["0.0.0.10", "::a"]),
+            ("service-cidr: 10.0.0.0/29,10.0.0.0/33,10.0.0.0,x/16\n", &[]),
+            ("service-cidr: 10.96.0.0/12\ncluster-dns: 10.96.0.53\n", &["10.96.0.53"]),
+        ] {
+            for (distribution, name) in [(Distribution::K3s, "k3s"), (Distribution::Rke2, "rke2")] {
+                let path = format!("etc/rancher/{name}/config.yaml");
+                let (all, notes) = found(distribution, &[(&path, config)]);
+                assert_eq!(values(&all[0], "cluster-dns"), expected, "{name}: {config}{notes:?}");
+            }
+        }
     }
 
     #[test]

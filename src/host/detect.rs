@@ -75,6 +75,7 @@ pub fn detect(host: &Host, overrides: &Overrides) -> Facts {
         journalctl: journalctl(&probe),
         datastore: place(&probe, overrides, &installations),
         installations,
+        partial: probe.is_sick(),
         notes: probe.into_notes(),
         unseen: None,
     }

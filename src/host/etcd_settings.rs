@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::flags::Flags;
-use super::processes::Process;
 use super::read::Probe;
 use super::units::variable;
 use super::yaml::Node;
@@ -74,13 +73,8 @@ impl EtcdSettings {
         }
     }
 
-    /// Of a running process. As etcd does it: a configuration file replaces everything else,
-    /// flags come before variables.
-    pub(super) fn of_process(probe: &Probe, process: &Process) -> Self {
-        let environ = probe.processes.environ(process, "ETCD_");
-        Self::of_command(probe, &process.words, &environ)
-    }
-
+    /// Of a command and its variables. As etcd does it: a configuration file replaces everything
+    /// else, flags come before variables.
     pub(super) fn of_command(
         probe: &Probe,
         words: &[String],
@@ -163,6 +157,11 @@ pub(super) fn split_urls(text: &str) -> Vec<String> {
         .filter(|url| !url.is_empty() && !url.contains('@'))
         .map(str::to_owned)
         .collect()
+}
+
+/// Whether a URL with a port leads to this node itself.
+pub(super) fn is_loopback(url: &str) -> bool {
+    ["://127.0.0.1:", "://localhost:", "://[::1]:"].iter().any(|mark| url.contains(mark))
 }
 
 /// Client URLs through which this node reaches its own member: those on loopback, else all.

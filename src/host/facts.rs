@@ -27,6 +27,9 @@ pub struct Facts {
     /// What could not be read or decided, each a sentence that names the path, the reason and,
     /// where there is one, the command that would fix it.
     pub notes: Vec<String>,
+    /// Whether a disk or a mount did not give what lies on it when the node was last looked at; a note says which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Why nothing is known of the node yet: its files could not be looked at. Then all else here is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unseen: Option<String>,
@@ -51,6 +54,18 @@ impl Facts {
     /// Nothing, and why.
     pub fn unseen(why: impl fmt::Display) -> Self {
         Self { unseen: Some(why.to_string()), ..Self::default() }
+    }
+
+    /// These facts, or what an earlier look has seen as a `whole` where a disk or a mount has not told all: just then its figures
+    /// are asked for.
+    #[must_use]
+    pub fn or_known(self, whole: Option<&Self>) -> Self {
+        match whole {
+            Some(whole) if self.partial => {
+                Self { partial: true, notes: self.notes, ..whole.clone() }
+            }
+            _ => self,
+        }
     }
 
     /// The installation that the node's figures are about.
@@ -329,7 +344,7 @@ pub enum QuotaSource {
     Status,
     /// The arguments or environment of the running process.
     Process,
-    /// The configuration of k3s or RKE2.
+    /// The configuration of k3s or RKE2, or etcd's unit.
     Config,
     /// A static pod manifest, or a file of arguments.
     Manifest,

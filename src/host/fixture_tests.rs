@@ -166,10 +166,148 @@ fn a_member_run_by_a_unit_beside_its_api_server_is_the_api_servers_own() {
     assert_eq!(endpoints(&kubeadm), ["https://127.0.0.1:2379"]);
     let etcd = kubeadm.etcd.as_ref().unwrap();
     assert_eq!(etcd.cert_file, path("/etc/kubernetes/pki/apiserver-etcd-client.crt"));
-    assert_eq!(quota(&kubeadm), Some((2_147_483_648, QuotaSource::Process)));
+    // The process has no flags, and its variables cannot be read: the unit's say all this.
+    assert_eq!(quota(&kubeadm), Some((2_147_483_648, QuotaSource::Config)));
     assert_eq!(kubeadm.external_etcd, None);
     assert!(expected(&kubeadm).contains(&"etcd.service"));
     assert_eq!(place.unwrap().path, Path::new("/var/lib/etcd"));
+}
+
+#[test]
+fn variables_of_the_process_come_before_those_of_its_unit() {
+    let (_dir, host) = copy_of("kubeadm-host-etcd");
+    let variables = "PATH=/bin\0OTHER=SECRET\0ETCD_DATA_DIR=/var/lib/etcd\0\
+                     ETCD_ADVERTISE_CLIENT_URLS=https://192.0.2.41:2379\0\
+                     ETCD_LISTEN_CLIENT_URLS=https://192.0.2.41:2379,https://127.0.0.1:2479\0\
+                     ETCD_QUOTA_BACKEND_BYTES=8589934592\0";
+    fs::write(host.path("/proc/800/environ"), variables).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    assert_eq!(facts.installations.len(), 1);
+    let kubeadm = facts.primary().unwrap();
+    assert_eq!(endpoints(kubeadm), ["https://127.0.0.1:2479"]);
+    assert_eq!(quota(kubeadm), Some((8_589_934_592, QuotaSource::Process)));
+}
+
+#[test]
+fn an_etcd_whose_variables_nothing_tells_is_not_taken_for_one_with_defaults() {
+    let hidden = |change: &dyn Fn(&Host)| {
+        let (_dir, host) = copy_of("kubeadm-host-etcd");
+        change(&host);
+        let facts = detect(&host, &Overrides::default());
+        assert_eq!(facts.primary().unwrap().datastore, Datastore::ExternalEtcd);
+        let etcd = facts.installations.iter().find(|n| n.distribution == Distribution::Etcd);
+        assert_eq!(etcd.map(|etcd| (&etcd.etcd, &etcd.datastore_dir)), Some((&None, &None)));
+        assert_eq!((facts.etcd(), &facts.datastore), (None, &None));
+        let told = facts.notes.iter().any(|note| note.contains("its address is unknown"));
+        assert!(told, "{:?}", facts.notes);
+    };
+    let unit = "/etc/systemd/system/etcd.service";
+    hidden(&|host| fs::remove_file(host.path(unit)).unwrap());
+    // What a script sets by itself is in no unit.
+    hidden(&|host| fs::write(host.path(unit), "[Service]\nExecStart=/opt/run.sh\n").unwrap());
+    hidden(&|host| {
+        fs::remove_file(host.path("/etc/etcd.env")).unwrap();
+        fs::create_dir(host.path("/etc/etcd.env")).unwrap();
+    });
+}
+
+#[test]
+fn an_etcd_that_its_unit_starts_through_a_shell_is_known_by_the_units_variables() {
+    let (_dir, host) = copy_of("kubeadm-host-etcd");
+    let unit = "[Service]\nEnvironmentFile=/etc/etcd.env\nWorkingDirectory=/var/lib\n\
+                ExecStart=/bin/bash -c \"GOMAXPROCS=2 /usr/local/bin/etcd\"\n";
+    fs::write(host.path("/etc/systemd/system/etcd.service"), unit).unwrap();
+    let env = host.path("/etc/etcd.env");
+    let text = fs::read_to_string(&env).unwrap();
+    fs::write(&env, text.replace("DATA_DIR=/var/lib/etcd", "DATA_DIR=etcd")).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    let kubeadm = facts.primary().unwrap();
+    assert_eq!(kubeadm.datastore, Datastore::Etcd);
+    assert_eq!(endpoints(kubeadm), ["https://127.0.0.1:2379"]);
+    assert_eq!(kubeadm.datastore_dir, path("/var/lib/etcd"), "from where the unit starts it");
+}
+
+/// A control plane of kubeadm whose pods of these names were stopped by moving their manifests.
+fn moved(names: &[&str]) -> (tempfile::TempDir, Host) {
+    let (dir, host) = copy_of("kubeadm");
+    for name in names {
+        fs::remove_file(host.path(format!("/etc/kubernetes/manifests/{name}.yaml"))).unwrap();
+        for process in fs::read_dir(host.path("/proc")).unwrap() {
+            let process = process.unwrap().path();
+            if fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim_end() == *name) {
+                fs::remove_dir_all(process).unwrap();
+            }
+        }
+    }
+    (dir, host)
+}
+
+#[test]
+fn a_control_plane_whose_manifests_were_moved_away_is_still_one() {
+    let (_dir, host) = moved(&["kube-apiserver", "etcd"]);
+    let config = host.path("/etc/kubernetes/controller-manager.conf");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("127.0.0.1:6443", "balancer:8443")).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    let kubeadm = facts.primary().unwrap();
+    assert_eq!((kubeadm.distribution, kubeadm.role), (Distribution::Kubeadm, Role::Server));
+    assert_eq!(kubeadm.api_url.as_deref(), Some("https://127.0.0.1:6443"));
+    assert_eq!(kubeadm.datastore, Datastore::Etcd);
+    assert_eq!(kubeadm.datastore_dir, path("/var/lib/etcd"));
+    assert_eq!(endpoints(kubeadm), ["https://127.0.0.1:2379"]);
+    let etcd = kubeadm.etcd.as_ref().unwrap();
+    assert_eq!(etcd.ca_file, path("/etc/kubernetes/pki/etcd/ca.crt"));
+    assert_eq!(etcd.cert_file, path("/etc/kubernetes/pki/etcd/healthcheck-client.crt"));
+    assert_eq!(facts.datastore.unwrap().disks, ["vdb"]);
+    assert!(facts.notes[0].starts_with("/etc/kubernetes/manifests/kube-apiserver.yaml is missing"));
+    assert!(facts.notes[1].starts_with("/etc/kubernetes/manifests/etcd.yaml is missing"));
+    assert_eq!(facts.notes.len(), 2, "{:?}", facts.notes);
+}
+
+#[test]
+fn one_manifest_that_was_moved_away_changes_nothing_else() {
+    let (_dir, host) = moved(&["kube-apiserver"]);
+    let facts = detect(&host, &Overrides::default());
+    let kubeadm = facts.primary().unwrap();
+    assert_eq!(kubeadm.api_url.as_deref(), Some("https://127.0.0.1:6443"));
+    assert_eq!(quota(kubeadm), Some((6_442_450_944, QuotaSource::Process)));
+    assert_eq!(facts.notes.len(), 1, "{:?}", facts.notes);
+
+    let (_dir, host) = moved(&["etcd"]);
+    let facts = detect(&host, &Overrides::default());
+    let kubeadm = facts.primary().unwrap();
+    assert_eq!(kubeadm.version.as_deref(), Some("v1.34.1"));
+    assert_eq!((kubeadm.datastore, &kubeadm.external_etcd), (Datastore::Etcd, &None));
+    assert_eq!(kubeadm.datastore_dir, path("/var/lib/etcd"));
+    assert_eq!(facts.notes.len(), 1, "{:?}", facts.notes);
+}
+
+#[test]
+fn an_etcd_beside_the_api_server_is_not_kubeadms_own() {
+    let (_dir, host) = moved(&["etcd"]);
+    let unit = host.path("/etc/systemd/system/etcd.service");
+    let text = "[Service]\nExecStart=/usr/bin/etcd --data-dir=/srv/etcd\n";
+    fs::write(&unit, text).unwrap();
+    let wanted = host.path("/etc/systemd/system/multi-user.target.wants/etcd.service");
+    std::os::unix::fs::symlink("../etcd.service", wanted).unwrap();
+    let facts = detect(&host, &Overrides::default());
+    assert_eq!(facts.primary().unwrap().datastore, Datastore::ExternalEtcd);
+    assert_eq!(facts.notes, Vec::<String>::new());
+}
+
+#[test]
+fn without_manifests_an_etcd_elsewhere_is_unknown_and_a_worker_stays_one() {
+    let (_dir, host) = copy_of("kubeadm-external-etcd");
+    fs::remove_file(host.path("/etc/kubernetes/manifests/kube-apiserver.yaml")).unwrap();
+    fs::remove_dir_all(host.path("/proc/1400")).unwrap();
+    let found = || detect(&host, &Overrides::default()).installations.remove(0);
+    // As on a worker, but for files that an administrator has copied.
+    assert_eq!((found().role, found().api_url), (Role::Agent, None));
+    assert_eq!(detect(&host, &Overrides::default()).notes, Vec::<String>::new());
+    fs::write(host.path("/etc/kubernetes/controller-manager.conf"), "").unwrap();
+    fs::write(host.path("/etc/kubernetes/pki/apiserver.crt"), "").unwrap();
+    assert_eq!((found().role, found().datastore), (Role::Server, Datastore::Unknown));
+    assert_eq!(found().api_url.as_deref(), Some("https://127.0.0.1:6443"));
 }
 
 #[test]
@@ -241,6 +379,24 @@ fn canonical_kubernetes_with_its_own_etcd() {
     assert_eq!(etcd.cert_file, path("/etc/kubernetes/pki/apiserver-etcd-client.crt"));
     assert!(expected(&k8s).contains(&"snap.k8s.etcd.service"));
     assert!(!expected(&k8s).contains(&"snap.k8s.k8s-apiserver-proxy.service"));
+}
+
+#[test]
+fn images_of_canonical_kubernetes_are_where_its_containerd_keeps_them() {
+    let (_dir, host) = copy_of("canonical-k8s");
+    let dirs = || detect(&host, &Overrides::default()).primary().unwrap().container_dirs.clone();
+    let inside = "/var/snap/k8s/common/var/lib/containerd";
+    assert_eq!(dirs(), [Path::new(inside)]);
+    let make = |folder: &str| fs::create_dir_all(host.path(folder)).unwrap();
+    make("/var/lib/containerd");
+    make("/var/lib/kubelet");
+    assert_eq!(dirs(), ["/var/lib/containerd", inside, "/var/lib/kubelet"].map(Path::new));
+    fs::remove_dir_all(host.path(inside)).unwrap();
+    assert_eq!(dirs(), ["/var/lib/containerd", "/var/lib/kubelet"].map(Path::new));
+    make("/srv/k8s/var/lib/containerd");
+    let args = host.path("/var/snap/k8s/common/args/containerd");
+    fs::write(args, "--root=/srv/k8s/var/lib/containerd\n").unwrap();
+    assert_eq!(dirs(), ["/srv/k8s/var/lib/containerd", "/var/lib/kubelet"].map(Path::new));
 }
 
 #[test]
@@ -495,6 +651,30 @@ fn snapshots_of_etcd_are_expected_where_the_configuration_says() {
     assert_eq!(told("etcd-snapshot-dir: backup\n"), usual);
     assert_eq!(told("etcd-disable-snapshots: false\n"), usual);
     assert_eq!(told("etcd-disable-snapshots: true\n"), None);
+}
+
+#[test]
+fn a_server_that_is_told_to_have_no_api_server_has_none() {
+    let told = |case: &str, name: &str, text: &str| {
+        let (_dir, host) = copy_of(case);
+        let folder = host.path(format!("/etc/rancher/{name}/config.yaml.d"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("90.yaml"), text).unwrap();
+        let node = detect(&host, &Overrides::default()).installations.remove(0);
+        assert_eq!((node.role, node.datastore), (Role::Server, Datastore::Etcd), "{case}");
+        assert_eq!(endpoints(&node), ["https://127.0.0.1:2379"], "{case}");
+        node.api_url
+    };
+    let usual = Some("https://127.0.0.1:6443".to_owned());
+    for (case, name) in [("k3s-etcd", "k3s"), ("rke2", "rke2")] {
+        assert_eq!(told(case, name, "disable-apiserver: true\n"), None, "{case}");
+        assert_eq!(told(case, name, "disable-apiserver: false\n"), usual, "{case}");
+    }
+    let (_dir, host) = copy_of("k3s-etcd");
+    let unit = host.path("/etc/systemd/system/k3s.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    fs::write(&unit, format!("{}\n\t'--disable-apiserver' \\\n", text.trim_end())).unwrap();
+    assert_eq!(detect(&host, &Overrides::default()).primary().unwrap().api_url, None);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! kubeadm, and whatever else runs its control plane from `/etc/kubernetes/manifests`.
 //!
 //! Reads the manifests of etcd and the API server. Where they may not be read (0600 root), the
-//! command lines of the running processes say the same.
+//! command lines of the running processes say the same. Where they were moved away, which is how
+//! static pods are stopped, what else kubeadm has made tells that the node has a control plane.
 
 use std::path::{Path, PathBuf};
 
-use super::etcd_settings::{EtcdSettings, split_urls};
+use super::etcd_process::is_on_host;
+use super::etcd_settings::{EtcdSettings, is_loopback, split_urls};
 use super::flags::Flags;
 use super::found::{Found, Hint};
 use super::manifest::StaticPod;
@@ -17,12 +19,22 @@ use super::{Datastore, Distribution, EtcdAccess, Installation, QuotaSource, Role
 /// Where kubelet looks for static pods.
 pub(super) const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const FLAGS_ENV: &str = "/var/lib/kubelet/kubeadm-flags.env";
+/// Workers do not have these two.
+const CONTROLLER_MANAGER: &str = "/etc/kubernetes/controller-manager.conf";
+const API_CERTIFICATE: &str = "/etc/kubernetes/pki/apiserver.crt";
+/// Made for a member on the node itself, and not for an etcd elsewhere.
+const MEMBER_CERTIFICATE: &str = "/etc/kubernetes/pki/etcd/server.crt";
+const MEMBER_DIR: &str = "/var/lib/etcd";
 
 pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {
     let manifests = Path::new(MANIFESTS);
     let paths = [manifests.join("kube-apiserver.yaml"), manifests.join("etcd.yaml")];
     let mut found = Installation::new(Distribution::Kubeadm);
     found.evidence.extend(paths.iter().filter(|path| probe.exists(path)).cloned());
+    let made_server = probe.exists(CONTROLLER_MANAGER) && probe.exists(API_CERTIFICATE);
+    if made_server && !found.evidence.contains(&paths[0]) {
+        found.evidence.push(CONTROLLER_MANAGER.into());
+    }
     let control_plane = !found.evidence.is_empty();
     found.evidence.extend(Some(PathBuf::from(FLAGS_ENV)).filter(|path| probe.exists(path)));
     if found.evidence.is_empty() && !hint.forced {
@@ -42,25 +54,78 @@ pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {
         Role::Agent
     };
     found.version = apiserver.as_ref().and_then(Component::image_tag);
-    found.api_url = apiserver.as_ref().map(|api| api.flags().api_url(6443));
+    found.api_url = match &apiserver {
+        Some(api) => Some(api.flags().api_url(6443)),
+        // The port is kubeadm's default: the address in a kubeconfig may be a load balancer's.
+        None => made_server.then(|| Flags::default().api_url(6443)),
+    };
     found.data_dir = Some("/etc/kubernetes".into());
-    describe_datastore(probe, &mut found, apiserver.as_ref(), etcd.as_ref());
+    let etcd = etcd.map(|etcd| (etcd.settings(), etcd.source));
+    let is_moved = etcd.is_none() && has_moved_member(probe, apiserver.as_ref(), made_server);
+    let etcd = etcd.or_else(|| is_moved.then(|| (usual_member(probe), QuotaSource::Manifest)));
+    describe_datastore(probe, &mut found, apiserver.as_ref(), etcd);
     describe_runtime(probe, &mut found);
-    Some(Found::new(probe, found))
+    let found = Found::new(probe, found);
+    // What an installation of before has left behind misses nothing.
+    if found.installation.running || found.wanted {
+        if made_server {
+            note_missing(probe, &paths[0], CONTROLLER_MANAGER);
+        }
+        if is_moved {
+            note_missing(probe, &paths[1], MEMBER_CERTIFICATE);
+        }
+    }
+    Some(found)
+}
+
+fn note_missing(probe: &Probe, manifest: &Path, made: &str) {
+    if probe.presence(manifest) == Some(false) {
+        probe.note(format!(
+            "{} is missing, so that kubelet does not run its pod, although this node has {made}; move the manifest back \
+             to start it",
+            manifest.display()
+        ));
+    }
+}
+
+/// Whether kubeadm has made a member on this node though its manifest is not there: it was moved away.
+fn has_moved_member(probe: &Probe, apiserver: Option<&Component>, made_server: bool) -> bool {
+    // The API server may use what runs beside it.
+    if !probe.exists(MEMBER_CERTIFICATE) || is_on_host(probe) {
+        return false;
+    }
+    let Some(apiserver) = apiserver else { return made_server };
+    let servers = split_urls(apiserver.flags().get("etcd-servers").unwrap_or_default());
+    let member = Path::new(MEMBER_DIR).join("member");
+    servers.iter().any(|url| is_loopback(url)) && probe.presence(member) != Some(false)
+}
+
+/// A member as kubeadm sets it up.
+fn usual_member(probe: &Probe) -> EtcdSettings {
+    let pki = Path::new("/etc/kubernetes/pki/etcd");
+    let data_dir = Path::new(MEMBER_DIR);
+    EtcdSettings {
+        listen_client_urls: vec!["https://127.0.0.1:2379".to_owned()],
+        // The manifest may have named another one.
+        data_dir: (probe.presence(data_dir) != Some(false)).then(|| data_dir.to_owned()),
+        trusted_ca_file: Some(pki.join("ca.crt")),
+        cert_file: Some(pki.join("server.crt")),
+        key_file: Some(pki.join("server.key")),
+        ..EtcdSettings::default()
+    }
 }
 
 fn describe_datastore(
     probe: &Probe,
     found: &mut Installation,
     apiserver: Option<&Component>,
-    etcd: Option<&Component>,
+    etcd: Option<(EtcdSettings, QuotaSource)>,
 ) {
-    if let Some(etcd) = etcd {
-        let settings = etcd.settings();
-        let mut access = settings.access(etcd.source);
+    if let Some((settings, source)) = etcd {
+        let mut access = settings.access(source);
         client_pair(probe, &settings, apiserver, &mut access);
         found.datastore = Datastore::Etcd;
-        found.datastore_dir = settings.data_dir.or_else(|| Some("/var/lib/etcd".into()));
+        found.datastore_dir = settings.data_dir;
         found.wal_dir = settings.wal_dir;
         found.etcd = Some(access);
         found.processes = vec!["etcd".to_owned()];
@@ -175,7 +240,7 @@ impl Component {
     /// etcd's settings, its paths as the host has them.
     fn settings(&self) -> EtcdSettings {
         EtcdSettings {
-            data_dir: self.path("data-dir"),
+            data_dir: self.path("data-dir").or_else(|| Some(MEMBER_DIR.into())),
             wal_dir: self.path("wal-dir"),
             trusted_ca_file: self.path("trusted-ca-file"),
             cert_file: self.path("cert-file"),

@@ -131,20 +131,20 @@ impl Processes {
         self.list.iter().filter(move |process| process.comm == comm)
     }
 
-    /// The variables of a process whose names begin with `prefix`; empty when they may not be
-    /// read, which needs the same user or root.
-    pub(super) fn environ(&self, process: &Process, prefix: &str) -> Vec<(String, String)> {
+    /// The variables of a process whose names begin with `prefix`; `None` where they may not be
+    /// read, which needs the same user or `CAP_SYS_PTRACE`.
+    pub(super) fn environ(&self, process: &Process, prefix: &str) -> Option<Vec<(String, String)>> {
         let path = self.proc.join(process.pid.to_string()).join("environ");
-        text(&path, MAX_ENVIRON)
-            .unwrap_or_default()
+        let variables = text(&path, MAX_ENVIRON)?
             .split('\0')
             .filter(|entry| entry.starts_with(prefix))
             .filter_map(|entry| entry.split_once('='))
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+            .collect();
+        Some(variables)
     }
 
-    /// The working directory of a process.
+    /// The working directory of a process; `None` where its variables may not be read either.
     pub(super) fn working_directory(&self, process: &Process) -> Option<PathBuf> {
         std::fs::read_link(self.proc.join(process.pid.to_string()).join("cwd")).ok()
     }
@@ -279,6 +279,21 @@ mod tests {
         assert!(found[0].in_pod() && found[0].contained());
         assert!(!found[1].in_pod() && found[1].contained());
         assert_eq!(found[1].unit(), None);
+    }
+
+    #[test]
+    fn variables_that_may_not_be_read_are_told_from_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("proc/77");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("comm"), "etcd\n").unwrap();
+        let processes = Processes::scan(&Host::at(dir.path()));
+        let environ = || processes.environ(&processes.list[0], "ETCD_");
+        assert_eq!(environ(), None);
+        fs::write(folder.join("environ"), "").unwrap();
+        assert_eq!(environ(), Some(Vec::new()));
+        fs::write(folder.join("environ"), "PATH=/bin\0ETCD_NAME=a\0").unwrap();
+        assert_eq!(environ(), Some(vec![("ETCD_NAME".to_owned(), "a".to_owned())]));
     }
 
     #[test]

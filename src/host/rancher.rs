@@ -126,7 +126,9 @@ impl Supervisor {
             // k3s serves its supervisor and the API on one port; RKE2 has another one for its supervisor.
             let port = config.get("https-listen-port").filter(|_| self.name == "k3s");
             let host = config.loopback();
-            found.api_url = Some(format!("https://{host}:{}", port.unwrap_or("6443")));
+            // A member without an API server refuses requests on that port.
+            found.api_url = (!config.is_true("disable-apiserver"))
+                .then(|| format!("https://{host}:{}", port.unwrap_or("6443")));
             self.describe_datastore(probe, &config, &data, &mut found);
         }
         found.data_dir = Some(data);

@@ -22,6 +22,7 @@ pub(super) const DETECTION: &[&str] = &[
     "datastore-keyfile",
     "server",
     "cluster-init",
+    "disable-apiserver",
     "disable-etcd",
     "etcd-arg",
     "etcd-disable-snapshots",
@@ -242,6 +243,7 @@ mod tests {
                 .iter()
                 .map(|(name, value)| (name.to_string(), value.to_string()))
                 .collect(),
+            ..UnitFile::default()
         };
         let host = Host::at(dir.path());
         RancherConfig::read(&Probe::new(&host), "k3s", &unit, DETECTION.to_vec())

@@ -4,7 +4,7 @@
 //! path, the reason and the way out. Nothing but regular files is opened, so neither a FIFO nor a
 //! device can hang or be disturbed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags, statx};
+use rustix::io::Errno;
 
 use super::Host;
 use super::processes::Processes;
@@ -30,11 +31,17 @@ pub(super) struct Probe<'a> {
     pub(super) host: &'a Host,
     pub(super) processes: Processes,
     notes: RefCell<Vec<String>>,
+    sick: Cell<bool>,
 }
 
 impl<'a> Probe<'a> {
     pub(super) fn new(host: &'a Host) -> Self {
-        Self { host, processes: Processes::scan(host), notes: RefCell::default() }
+        Self {
+            host,
+            processes: Processes::scan(host),
+            notes: RefCell::default(),
+            sick: Cell::default(),
+        }
     }
 
     /// Leaves a note, once.
@@ -48,6 +55,11 @@ impl<'a> Probe<'a> {
     /// How many notes there are.
     pub(super) fn notes(&self) -> usize {
         self.notes.borrow().len()
+    }
+
+    /// Whether a disk or a mount did not give what lies on it.
+    pub(super) fn is_sick(&self) -> bool {
+        self.sick.get()
     }
 
     pub(super) fn into_notes(self) -> Vec<String> {
@@ -112,6 +124,7 @@ impl<'a> Probe<'a> {
         if absent(error) {
             return;
         }
+        self.sick.set(self.sick.get() || sick(error));
         let path = path.display();
         if error.kind() == ErrorKind::PermissionDenied {
             self.note(format!(
@@ -128,6 +141,24 @@ impl<'a> Probe<'a> {
 /// Whether the error says that the path does not exist.
 fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Whether the error is one of what lies below: a disk, a filesystem that has given up, a mount whose server is gone.
+fn sick(error: &io::Error) -> bool {
+    const BELOW: [Errno; 10] = [
+        Errno::IO,
+        // A sector that cannot be read, where the driver tells; what XFS and ext4 say of their own structures.
+        Errno::NODATA,
+        Errno::UCLEAN,
+        Errno::NODEV,
+        Errno::NXIO,
+        Errno::REMOTEIO,
+        Errno::NOLINK,
+        Errno::TIMEDOUT,
+        Errno::STALE,
+        Errno::NOTCONN,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| BELOW.contains(&errno))
 }
 
 /// The bytes of a host file of at most `limit` bytes, links followed inside the host's root.
@@ -296,6 +327,18 @@ mod tests {
         for key in ["CapabilityBoundingSet", "AmbientCapabilities"] {
             assert!(notes[0].contains(&format!("{key}=CAP_DAC_READ_SEARCH")), "{notes:?}");
         }
+    }
+
+    #[test]
+    fn only_what_a_disk_or_a_mount_refuses_makes_the_look_a_partial_one() {
+        let sick = |errno: Errno| {
+            let host = Host::at("/nonexistent");
+            let probe = Probe::new(&host);
+            probe.failed(Path::new("/a"), "read", &errno.into());
+            probe.is_sick()
+        };
+        assert!(sick(Errno::IO) && sick(Errno::UCLEAN) && sick(Errno::STALE));
+        assert!(!sick(Errno::NOENT) && !sick(Errno::ACCESS) && !sick(Errno::LOOP));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::etcd_settings::{EtcdSettings, split_urls};
+use super::etcd_settings::{EtcdSettings, is_loopback, split_urls};
 use super::flags::{Flags, words_of_file};
 use super::found::{Found, Hint};
 use super::read::Probe;
@@ -189,7 +189,8 @@ pub(super) fn canonical(probe: &Probe, hint: &Hint) -> Option<Found> {
     let kubernetes = found.components.get("kubernetes").cloned();
     found.version = kubernetes.or_else(|| snap.version(probe));
     found.snaps = vec![snap.name.to_owned()];
-    found.container_dirs = vec![common.join("var/lib/containerd"), "/var/lib/kubelet".into()];
+    found.container_dirs = canonical_images(probe, &snap, &common);
+    found.container_dirs.push("/var/lib/kubelet".into());
     let apiserver = snap.flags(probe, "kube-apiserver");
     found.role = match (&apiserver, probe.exists(common.join("lock/worker"))) {
         (_, true) => Role::Agent,
@@ -205,6 +206,15 @@ pub(super) fn canonical(probe: &Probe, hint: &Hint) -> Option<Found> {
     found.units = canonical_units(&snap, &found);
     found.data_dir = Some(common);
     Some(Found::new(probe, found))
+}
+
+/// Where images may lie: the classic snap keeps them outside of itself, the strict one inside.
+fn canonical_images(probe: &Probe, snap: &Snap, common: &Path) -> Vec<PathBuf> {
+    let told = snap.flags(probe, "containerd");
+    match told.as_ref().and_then(|flags| flags.get("root")) {
+        Some(folder) => vec![folder.into()],
+        None => vec!["/var/lib/containerd".into(), common.join("var/lib/containerd")],
+    }
 }
 
 fn canonical_units(snap: &Snap, found: &Installation) -> Vec<Unit> {
@@ -305,8 +315,4 @@ fn is_local(servers: &str, port: &str) -> bool {
     split_urls(servers)
         .iter()
         .any(|url| is_loopback(url) && url.trim_end_matches('/').ends_with(&format!(":{port}")))
-}
-
-fn is_loopback(url: &str) -> bool {
-    ["://127.0.0.1:", "://localhost:", "://[::1]:"].iter().any(|mark| url.contains(mark))
 }

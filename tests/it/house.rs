@@ -8,11 +8,12 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use procfs::process::{MMPermissions, Process};
 use rustix::process::Signal;
 
 use crate::lab;
 use crate::lab::agent::{Agent, Options, Scrape};
-use crate::lab::disk::SlowDisk;
+use crate::lab::disk::{Disk, Kind, SlowDisk};
 use crate::lab::fuse::{Fault, Operation};
 use crate::lab::process::bound_command;
 use crate::lab::{http, prometheus};
@@ -140,6 +141,13 @@ fn a_reload_takes_a_good_configuration_and_refuses_a_bad_one() {
     assert_eq!((taken.status, taken.text().as_str()), (200, "reloaded\n"));
     let scrape = agent.wait_value(INTERVAL, &sampler, 9.0, 10 * SECOND);
     assert_eq!(scrape.value(RELOAD_OK, &[]), Some(1.0));
+
+    // Who adds a lock must not think that the port has it.
+    agent.write_config("{exporter: {interval: 11s}, web: {max_requests: 7}, log: {level: warn}}");
+    let partly = http::request(agent.address(), "POST", "/-/reload", &[], 10 * SECOND).unwrap();
+    let expected = "reloaded, but changes of web, log need a restart\n";
+    assert_eq!((partly.status, partly.text().as_str()), (200, expected));
+    agent.wait_value(INTERVAL, &sampler, 11.0, 10 * SECOND);
 }
 
 #[test]
@@ -326,6 +334,26 @@ fn a_worker_that_hangs_shows_its_age_and_delays_neither_scrape_nor_exit() {
 }
 
 #[test]
+fn a_filesystem_that_has_given_up_takes_away_nothing_that_is_known_of_the_node() {
+    let _turn = lab::alone();
+    let disk = Disk::with(Kind::Xfs);
+    let data = disk.mount().path();
+    std::fs::create_dir_all(data.join("server/db")).unwrap();
+    std::fs::write(data.join("server/db/state.db"), "SQLite format 3").unwrap();
+    let agent = Agent::start(&format!("host: {{distribution: k3s, data_dir: {}}}", data.display()));
+    let node = "controlplane_exporter_node_info";
+    agent.wait_value(node, &[("datastore", "sqlite")], 1.0, 10 * SECOND);
+
+    lab::process::run("xfs_io", ["-x", "-c", "shutdown -f", data.to_str().unwrap()]);
+    // A reload looks at the node too.
+    let taken = http::request(agent.address(), "POST", "/-/reload", &[], 10 * SECOND).unwrap();
+    assert_eq!(taken.status, 200);
+    let status = agent.get("/api/v1/status").unwrap().text();
+    assert!(status.contains("could not be examined: Input/output error"), "{status}");
+    assert_eq!(agent.scrape().value(node, &[("datastore", "sqlite")]), Some(1.0), "{status}");
+}
+
+#[test]
 fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending_it() {
     let _turn = lab::alone();
     let disk = SlowDisk::new();
@@ -439,6 +467,12 @@ fn memory_is_locked_where_that_is_safe_and_only_there() {
     let agent = Agent::start("");
     let locked = status_kib(&agent, "VmLck");
     assert!(locked > 1024, "{locked} KiB: {}", agent.log());
+    // What comes from a disk is there as a whole; what is only reserved takes no memory.
+    let maps = Process::new(agent.pid().cast_signed()).unwrap().smaps().unwrap();
+    let code = maps.iter().find(|map| map.perms.contains(MMPermissions::EXECUTE)).unwrap();
+    let figure = |name: &str| code.extension.map[name];
+    assert_eq!((figure("Rss"), figure("Locked") > 0), (code.address.1 - code.address.0, true));
+    assert!(status_kib(&agent, "VmRSS") < locked, "{}", agent.log());
 
     // Without the right, and with a limit under which the lock would succeed and threads would fail.
     let through = "prlimit --memlock=65536:65536 setpriv --bounding-set=-ipc_lock \
