@@ -127,12 +127,17 @@ impl Client {
         &self.address
     }
 
-    /// What becomes of a run that this failure kept from asking at all, because the socket is closed to the agent's user.
+    /// What becomes of a run that this failure kept from asking at all, because the socket is closed to the agent's user or
+    /// the agent has no descriptor left.
     pub fn closed(&self, failure: &Failure) -> Option<SampleError> {
-        (failure.reason == Reason::Permission).then(|| {
-            let text = format!("{}: {}", self.address, failure.text);
-            SampleError::Blind(Box::new(SampleError::Permission(text)))
-        })
+        let error = match failure.reason {
+            Reason::Permission => {
+                SampleError::Permission(format!("{}: {}", self.address, failure.text))
+            }
+            Reason::Exhausted => SampleError::call(self.address.to_string(), &failure.text),
+            _ => return None,
+        };
+        Some(SampleError::Blind(Box::new(error)))
     }
 
     /// How long a call may take.
@@ -301,6 +306,24 @@ mod tests {
         );
         assert!(!of(Status::unimplemented("unknown service etcdserverpb.KV")).answered);
         assert!(!of(Status::cancelled("operation was canceled")).answered);
+    }
+
+    #[test]
+    fn an_agent_without_a_descriptor_left_says_nothing_of_the_member() {
+        let tls = Arc::new(TlsFiles::new(&Host::at("/"), None, None, None));
+        let address = Address::parse("http://127.0.0.1:1").unwrap();
+        let client = Client::new(address, None, tls, Duration::from_secs(1));
+        let dial = DialError {
+            reason: Reason::Exhausted,
+            text: "connecting: Too many open files (os error 24)".into(),
+        };
+        let failure = of(Status::from_error(Box::new(dial)));
+        assert!(!failure.answered && !failure.said);
+        let error = client.closed(&failure).unwrap();
+        assert!(matches!(error, SampleError::Blind(_)), "{error}");
+        assert!(error.to_string().contains("127.0.0.1:1: connecting: Too many"), "{error}");
+        let refused = Failure { reason: Reason::Refused, ..failure };
+        assert!(client.closed(&refused).is_none());
     }
 
     #[tokio::test]

@@ -133,7 +133,10 @@ impl Connector {
                 let addresses = lookup_host((host.as_str(), *port)).await;
                 let addresses: Vec<_> = addresses
                     .map_err(|error| DialError {
-                        reason: Reason::Dns,
+                        reason: match Reason::of_io(&error) {
+                            Some(Reason::Exhausted) => Reason::Exhausted,
+                            _ => Reason::Dns,
+                        },
                         text: format!("resolving {host}: {error}"),
                     })?
                     .collect();

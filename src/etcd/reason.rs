@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io;
 
+use rustix::io::Errno;
 use rustls::{AlertDescription, CertificateError};
 use tonic::{Code, Status};
 
@@ -53,6 +54,8 @@ reasons! {
     TlsConfig = "tls_config",
     /// The socket is closed to the agent's user.
     Permission = "permission",
+    /// The agent itself has no descriptor or no memory left for a connection.
+    Exhausted = "exhausted",
     /// The member knows no leader, or lost it during the call.
     NoLeader = "no_leader",
     /// A learner does not answer this call. No fault.
@@ -70,6 +73,11 @@ reasons! {
 }
 
 impl Reason {
+    /// Whether it was the agent's own trouble that kept the call from being made: that says nothing about the server.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::TlsConfig | Self::Exhausted)
+    }
+
     /// The reason of a failed call.
     pub fn of(status: &Status) -> Self {
         Self::of_chain(status.source()).unwrap_or_else(|| of_answer(status))
@@ -93,6 +101,11 @@ impl Reason {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if let Some(tls) = inner {
             return Some(Self::of_tls(tls));
+        }
+        if let Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) =
+            Errno::from_io_error(error)
+        {
+            return Some(Self::Exhausted);
         }
         Some(match error.kind() {
             K::ConnectionRefused | K::NotFound => Self::Refused,
@@ -217,6 +230,9 @@ mod tests {
         assert_eq!(of(io::ErrorKind::UnexpectedEof.into()), "reset");
         assert_eq!(of(io::ErrorKind::TimedOut.into()), "timeout");
         assert_eq!(of(io::ErrorKind::HostUnreachable.into()), "unavailable");
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert_eq!(of(errno.into()), "exhausted", "{errno}");
+        }
         let tls = |error| of(io::Error::new(io::ErrorKind::InvalidData, error));
         let alert = rustls::Error::AlertReceived;
         assert_eq!(tls(alert(AlertDescription::CertificateRequired)), "tls_rejected");

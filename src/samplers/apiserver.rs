@@ -10,7 +10,7 @@
 //! Asks `/livez`, `/readyz` and `/healthz` of the local API server with the node's own client certificate, at once, and
 //! each configured URL. A refusal (401, 403) is an answer: it proves that the server works and says nothing about etcd. The
 //! client certificate is shown to the local API server only. A server that does not answer is a verdict, not an error of
-//! the sampler; what hangs costs one `timeout`. Costs the API server three small requests; `/readyz` makes it ask etcd.
+//! the sampler, unless the agent itself had no descriptor left to ask it; what hangs costs one `timeout`. Costs the API server three small requests; `/readyz` makes it ask etcd.
 
 mod checks;
 #[cfg(any(test, fuzzing))]
@@ -213,13 +213,16 @@ struct Counted {
     last_success: Option<SystemTime>,
 }
 
+/// What a page answered, and the time that it took.
+type Timed = (Result<Answer, request::Failure>, Duration);
+
 /// What a round of a target brought.
 struct Asked {
-    /// For each page, with the time that it took.
-    answers: Vec<(Result<Answer, request::Failure>, Duration)>,
-    /// Whether our own TLS files kept it from being asked.
+    /// For each page.
+    answers: Vec<Timed>,
+    /// Whether our own TLS files, or a lack of descriptors, kept it from being asked.
     blind: bool,
-    /// What is wrong with them.
+    /// What is wrong on our side.
     problem: Option<SampleError>,
 }
 
@@ -274,9 +277,11 @@ impl Target {
             (answer.unwrap_or_else(|_| Err(request::Failure::late(timeout))), started.elapsed())
         });
         let answers = join_all(pages).await;
-        let blind = answers.iter().all(|(answer, _)| {
-            answer.as_ref().is_err_and(|failure| failure.reason == Reason::TlsConfig)
-        });
+        let exhausted = self.exhausted(&answers);
+        let blind = exhausted.is_some()
+            || answers.iter().all(|(answer, _)| {
+                answer.as_ref().is_err_and(|failure| failure.reason == Reason::TlsConfig)
+            });
         let problem = match &self.shown {
             Some(tls) => tls.check().await,
             None => None,
@@ -285,10 +290,19 @@ impl Target {
             None => self.bare.check().await,
             found => found,
         };
-        Asked { answers, blind, problem: problem.map(|problem| problem.to_error()) }
+        let problem = exhausted.or_else(|| problem.map(|problem| problem.to_error()));
+        Asked { answers, blind, problem }
     }
 
-    fn judge(&self, answers: Vec<(Result<Answer, request::Failure>, Duration)>, out: &mut Batch) {
+    /// What kept a page from being asked for when the agent had no descriptor left. Then the others say nothing either: a
+    /// round is taken whole.
+    fn exhausted(&self, answers: &[Timed]) -> Option<SampleError> {
+        let mut failures = answers.iter().filter_map(|(answer, _)| answer.as_ref().err());
+        let ours = failures.find(|failure| failure.reason == Reason::Exhausted)?;
+        Some(SampleError::call(self.name.clone(), &ours.text))
+    }
+
+    fn judge(&self, answers: Vec<Timed>, out: &mut Batch) {
         let name = self.name.as_str();
         let counted = &mut *self.counted.lock();
         let mut failing = BTreeSet::new();
@@ -407,7 +421,8 @@ struct ApiServer {
 impl AsyncSampler for ApiServer {
     /// # Errors
     ///
-    /// When our own TLS files keep every target from being asked. A target that does not answer is a verdict.
+    /// When our own TLS files, or a lack of descriptors, keep every target from being asked. A target that does not answer is
+    /// a verdict.
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         let asked = join_all(self.targets.iter().map(Target::ask)).await;
         let mut seen = false;

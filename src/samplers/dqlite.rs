@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::child::{ChildError, Slot};
-use crate::dqlite::client::{Conversation, Step, converse};
+use crate::dqlite::client::{Conversation, Failure, Step, converse};
 use crate::dqlite::directory::{Question, Report};
 use crate::dqlite::wire::{Answer, Request};
 use crate::dqlite::{Member, Role, tls};
@@ -115,10 +115,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether the local member was not asked because our own TLS files cannot be used.
-    fn blind(&self) -> bool {
-        let failure = self.own.as_ref().and_then(Conversation::failure);
-        failure.is_some_and(|failure| failure.reason == Reason::TlsConfig)
+    /// Why the local member was not asked, where that is our own trouble.
+    fn ours(&self) -> Option<&Failure> {
+        self.own.as_ref().and_then(Conversation::failure).filter(|failure| failure.reason.is_ours())
     }
 
     /// Why the local member does not answer.
@@ -280,7 +279,7 @@ impl Dqlite {
         let own_id = self.own.as_ref().map(|own| own.id);
         let Counted { requests, history } = &*self.counted.lock();
         requests.export(&REQUEST_DURATION, &REQUEST_FAILURES, &REQUEST_SUCCESS, out);
-        if seen.blind() {
+        if seen.ours().is_some() {
             return;
         }
         let up = seen.own.as_ref().is_some_and(Conversation::up);
@@ -368,12 +367,12 @@ impl AsyncSampler for Dqlite {
         if let Some(report) = &report {
             files::export_memberships(report, seen.live.as_deref(), out);
         }
-        let blind = seen.blind();
+        let ours = seen.ours().map(|failure| SampleError::call("dqlite", &failure.text));
         self.seen = Some(seen);
         if self.with_tls {
-            self.tls.tell(blind, out).await?;
+            self.tls.tell(ours.is_some(), out).await?;
         }
-        Ok(())
+        ours.map_or(Ok(()), |error| Err(SampleError::Blind(Box::new(error))))
     }
 }
 
@@ -396,7 +395,7 @@ impl Dqlite {
         if let Some(talked) = &seen.own {
             self.count(talked);
         }
-        if seen.blind() {
+        if seen.ours().is_some() {
             return;
         }
         let history = &mut self.counted.lock().history;

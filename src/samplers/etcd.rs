@@ -8,8 +8,10 @@
 //! `etcd_up` is 1 when the local member answered any call, if only to refuse it: during a
 //! defragmentation status and reads hang while the member list is answered. What hangs costs one
 //! `timeout`. A member that does not answer is a verdict, not an error of the sampler; the member
-//! list is remembered. TLS files that cannot be used say nothing about the member: while nothing else
-//! failed there is no `etcd_up`, and the run fails with the file's name and the reason `tls_config`.
+//! list is remembered, also by a sampler that is built anew: when etcd stops, detection knows its quota
+//! from another source, and just then the list is needed. TLS files that cannot be used say nothing
+//! about the member: while nothing else failed there is no `etcd_up`, and the run fails with the file's
+//! name and the reason `tls_config`.
 
 mod alarms;
 mod compaction;
@@ -30,7 +32,9 @@ use serde::{Deserialize, Serialize};
 use crate::config;
 use crate::etcd::client::{Consistency, Timed};
 use crate::etcd::{Access, Address, Answer, Client, Failure, Reason, Settings, TlsFiles, covers};
-use crate::host::{Datastore, EtcdAccess, Facts, NO_QUOTA, Quota, QuotaSource};
+use crate::host::{
+    Datastore, Distribution, EtcdAccess, Facts, Installation, NO_QUOTA, Quota, QuotaSource,
+};
 use crate::kept::{Kept, Shared};
 use crate::requests::Requests;
 use crate::sample::{Batch, SampleError};
@@ -75,6 +79,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             key_file: own.key_file,
             server_name: own.server_name,
         };
+        let ca = settings.ca_file.clone().or_else(|| found.as_ref()?.ca_file.clone());
         let Some(access) = settings.access(found.as_ref(), host)? else {
             let datastore = node.map_or("no Kubernetes control plane was found".to_owned(), |n| {
                 format!("the datastore of this {} node is {}", n.distribution, n.datastore.as_str())
@@ -88,7 +93,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
             Some(bytes) => Some(Quota { bytes, source: QuotaSource::Config }),
             None => found.filter(|f| covers(f, &access.addresses)).and_then(|found| found.quota),
         };
-        Ok(Build::tasked(Etcd::new(&access, own.expected_members, quota, options.timeout)))
+        let known = KNOWN.of((access.addresses.clone(), ca));
+        Ok(Build::tasked(Etcd::new(&access, known, own.expected_members, quota, options.timeout)))
     },
     cost: "1.3 ms of CPU a run with two peers; 2 ms in the local etcd, 1 ms in each other",
 };
@@ -96,7 +102,12 @@ pub static SAMPLER: SamplerDef = SamplerDef {
 /// What detection knows of the local member; where it knows only that there is one, etcd's usual
 /// address, so that a verdict is there although etcd was never started.
 fn found(facts: &Facts) -> Option<EtcdAccess> {
-    if facts.primary().is_none_or(|node| node.datastore != Datastore::Etcd) {
+    // Where an etcd of its own runs and nothing tells how, the usual address would be a guess.
+    let is_told = |node: &Installation| {
+        node.datastore != Datastore::Etcd
+            || (node.distribution == Distribution::Etcd && node.running)
+    };
+    if facts.primary().is_none_or(is_told) {
         return facts.etcd().cloned();
     }
     let mut found = facts.etcd().cloned().unwrap_or_default();
@@ -182,7 +193,7 @@ impl Local {
         one(requests, list, &self.members);
     }
 
-    /// Whether nothing was learnt because our own TLS files cannot be used.
+    /// Whether nothing was learnt because of our own trouble.
     fn blind(&self) -> bool {
         [
             self.status.reason(),
@@ -191,15 +202,20 @@ impl Local {
             self.linearizable.reason(),
         ]
         .iter()
-        .all(|reason| *reason == Some(Reason::TlsConfig))
+        .all(|reason| reason.is_some_and(Reason::is_ours))
+    }
+
+    /// Who answered.
+    fn header(&self) -> Option<&ResponseHeader> {
+        let status = self.status.answer.as_ref().ok().and_then(StatusResponse::header);
+        let members = self.members.answer.as_ref().ok().and_then(MemberListResponse::header);
+        let read = self.serializable.answer.as_ref().ok().and_then(GetResponse::header);
+        status.or(members).or(read)
     }
 
     /// The id of the member that answered.
     fn member_id(&self) -> Option<u64> {
-        let status = self.status.answer.as_ref().ok().and_then(StatusResponse::header);
-        let members = self.members.answer.as_ref().ok().and_then(MemberListResponse::header);
-        let read = self.serializable.answer.as_ref().ok().and_then(GetResponse::header);
-        status.or(members).or(read).map(ResponseHeader::member_id)
+        self.header().map(ResponseHeader::member_id)
     }
 
     /// Why it does not answer.
@@ -229,12 +245,33 @@ struct Etcd {
     expected: Option<u32>,
     quota: Option<Quota>,
     peers: Peers,
-    /// The address that answered last, and the id that it answered with.
+    /// The address that answered last.
     current: Option<usize>,
-    own: Option<u64>,
     hint: Option<Hint>,
-    roster: Option<Roster>,
+    known: Shared<Known>,
     counted: Shared<Counted>,
+}
+
+/// By the member's addresses and its CA: the etcd of another distribution listens at the same addresses.
+static KNOWN: Kept<(Vec<Address>, Option<PathBuf>), Shared<Known>> = Kept::new();
+
+/// What the local member said last of itself and of its cluster.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    cluster: Option<u64>,
+    own: Option<u64>,
+    roster: Option<Roster>,
+}
+
+impl Known {
+    /// Takes over who answered. What another cluster said before at the same addresses is forgotten.
+    fn answered(&mut self, header: &ResponseHeader) {
+        if self.cluster.is_some_and(|cluster| cluster != header.cluster_id()) {
+            *self = Self::default();
+        }
+        self.cluster = Some(header.cluster_id());
+        self.own = Some(header.member_id());
+    }
 }
 
 /// By the member's addresses.
@@ -256,6 +293,7 @@ impl Default for Counted {
 impl Etcd {
     fn new(
         access: &Access,
+        known: Shared<Known>,
         expected: Option<u32>,
         quota: Option<Quota>,
         timeout: Duration,
@@ -267,29 +305,27 @@ impl Etcd {
             quota,
             peers: Peers::new(Arc::clone(&access.tls), timeout),
             current: None,
-            own: None,
             hint: None,
-            roster: None,
+            known,
             counted: COUNTED.of(access.addresses.clone()),
         }
     }
 
     /// Which of the answers counts: that of the address used before, else the first that is of the
-    /// same member. An address that turns out to be another member's does not stand in for ours.
-    fn choose(&self, answers: &[Local]) -> usize {
+    /// same member, `own`. An address that turns out to be another member's does not stand in for ours.
+    fn choose(&self, answers: &[Local], own: Option<u64>) -> usize {
         let before = self.current.unwrap_or(0);
         if answers[before].up() {
             return before;
         }
         let same = |local: &Local| {
-            local.up()
-                && (self.own.is_none() || local.member_id().is_none_or(|id| Some(id) == self.own))
+            local.up() && (own.is_none() || local.member_id().is_none_or(|id| Some(id) == own))
         };
         answers.iter().position(same).unwrap_or(before)
     }
 
     /// Figures of the status call; absent while it does not answer.
-    fn export_status(&mut self, local: &Local, out: &mut Batch) {
+    fn export_status(&mut self, local: &Local, roster: Option<&Roster>, out: &mut Batch) {
         let Ok(status) = &local.status.answer else { return };
         let Some(header) = status.header() else { return };
         out.push(&DB_SIZE, [], status.db_size());
@@ -299,7 +335,6 @@ impl Etcd {
             return;
         }
         let (id, leader) = (header.member_id(), status.leader());
-        let roster = self.roster.as_ref();
         let name = roster.and_then(|r| r.find(id)).map_or("", |member| &member.name);
         out.info(&MEMBER, [name, &hex(id), &hex(header.cluster_id()), status.version()]);
         out.push(&HAS_LEADER, [], leader != 0);
@@ -319,7 +354,7 @@ impl Etcd {
             out.push(&QUOTA, [], quota);
             out.info(&QUOTA_SOURCE, [source.as_str()]);
         }
-        self.export_alarms(status.errors(), id, out);
+        self.export_alarms(status.errors(), id, roster, out);
         match &local.compaction {
             Some(Ok(hint)) => {
                 self.hint = Some(*hint);
@@ -333,16 +368,16 @@ impl Etcd {
         }
     }
 
-    fn export_alarms(&mut self, errors: &[String], own: u64, out: &mut Batch) {
+    fn export_alarms(&self, errors: &[String], own: u64, roster: Option<&Roster>, out: &mut Batch) {
         let (raised, left_out) = alarms::parse(errors);
         out.dropped(left_out);
-        let listed = self.roster.iter().flat_map(|roster| &roster.members).map(|member| member.id);
+        let listed = roster.into_iter().flat_map(|roster| &roster.members).map(|member| member.id);
         for id in listed.chain([own]).collect::<std::collections::BTreeSet<_>>() {
             for kind in alarms::KINDS {
                 out.push(&ALARM, [&hex(id), kind], raised.contains(&(id, kind)));
             }
         }
-        let unlisted = |id| id != own && self.roster.as_ref().is_none_or(|r| r.find(id).is_none());
+        let unlisted = |id| id != own && roster.is_none_or(|r| r.find(id).is_none());
         for (id, kind) in &raised {
             if unlisted(*id) || !alarms::KINDS.contains(kind) {
                 out.push(&ALARM, [&hex(*id), kind], true);
@@ -368,34 +403,38 @@ fn quota(status: i64, found: Option<&Quota>) -> Option<(u64, QuotaSource)> {
 impl AsyncSampler for Etcd {
     async fn sample(&mut self, out: &mut Batch) -> Result<(), SampleError> {
         let hint = self.hint;
+        let mut known = self.known.lock().clone();
         let addresses: Vec<&Address> = self.clients.iter().map(Client::address).collect();
         let local = join_all(self.clients.iter().map(|client| Local::ask(client, hint)));
         // The others are asked beside the local member from the second run on, so that a hung target costs one
         // time-out; only the first run has to wait for the list.
-        let (answers, mut seen) = match &self.roster {
+        let (answers, mut seen) = match &known.roster {
             Some(roster) => {
                 let (local, seen) =
-                    tokio::join!(local, self.peers.ask(roster, self.own, &addresses));
+                    tokio::join!(local, self.peers.ask(roster, known.own, &addresses));
                 (local, Some(seen))
             }
             None => (local.await, None),
         };
-        let chosen = self.choose(&answers);
+        let chosen = self.choose(&answers, known.own);
         let local = &answers[chosen];
         let up = local.up();
         let blind = answers.iter().all(Local::blind);
         if up {
             self.current = Some(chosen);
-            self.own = local.member_id().or(self.own);
+            if let Some(header) = local.header() {
+                known.answered(header);
+            }
         } else {
             join_all(self.clients.iter().map(Client::reset)).await;
         }
         if let Some(roster) = local.roster() {
             if seen.is_none() {
-                seen = Some(self.peers.ask(&roster, self.own, &addresses).await);
+                seen = Some(self.peers.ask(&roster, known.own, &addresses).await);
             }
-            self.roster = Some(roster);
+            known.roster = Some(roster);
         }
+        self.known.lock().clone_from(&known);
 
         local.count(&mut self.counted.lock().requests);
         if !blind {
@@ -405,7 +444,7 @@ impl AsyncSampler for Etcd {
         if !blind && !up {
             out.remark(local.why());
         }
-        self.export_status(local, out);
+        self.export_status(local, known.roster.as_ref(), out);
         {
             let Counted { requests, history } = &*self.counted.lock();
             out.push(&LEADER_CHANGES, [], history.leader_changes());
@@ -414,17 +453,21 @@ impl AsyncSampler for Etcd {
         if let Some(expected) = self.expected {
             out.push(&EXPECTED, [], expected);
         }
-        if let Some(roster) = &self.roster {
-            roster.export(self.own, out);
+        if let Some(roster) = &known.roster {
+            roster.export(known.own, out);
             let listed = |(id, _): &(u64, _)| roster.find(*id).is_some();
             let seen: Vec<_> = seen.into_iter().flatten().filter(listed).collect();
             peers::export(&seen, out);
-            let voters = peers::voters_reachable(roster, self.own, up, &seen);
+            let voters = peers::voters_reachable(roster, known.own, up, &seen);
             if let Some(voters) = voters.filter(|_| !blind) {
                 out.push(&VOTERS_REACHABLE, [], voters);
             }
         }
-        self.tls.tell(blind, out).await
+        let failure = local.members.answer.as_ref().err().filter(|_| blind);
+        match failure.and_then(|failure| self.clients[chosen].closed(failure)) {
+            Some(error) => Err(error),
+            None => self.tls.tell(blind, out).await,
+        }
     }
 }
 
@@ -433,8 +476,9 @@ mod tests {
     use super::members::MAX_MEMBERS;
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
-    use crate::host::{Distribution, Host, Installation};
+    use crate::host::Host;
     use crate::sampler;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     fn build(own: &serde_json::Value, facts: Facts) -> Result<Build, OptionsError> {
         let own = own.as_object().cloned().unwrap_or_default();
@@ -497,8 +541,12 @@ mod tests {
 
     /// One run against `url`.
     async fn run(url: &str) -> Batch {
-        let own = serde_json::json!({"endpoints": url});
-        let Ok(Build::Run(sampler::Driver::Async(mut sampler))) = build(&own, Facts::default())
+        run_with(&serde_json::json!({"endpoints": url})).await
+    }
+
+    /// One run of a sampler that is built for it.
+    async fn run_with(own: &serde_json::Value) -> Batch {
+        let Ok(Build::Run(sampler::Driver::Async(mut sampler))) = build(own, Facts::default())
         else {
             panic!("it was not built")
         };
@@ -665,12 +713,61 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sampler_that_is_built_anew_while_etcd_is_down_knows_the_members() {
+        let peer = fake::serve(|_, _| Ok(from_member(2).done())).await;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let down = Arc::clone(&stopped);
+        let url = fake::serve(move |call, _| match call {
+            _ if down.load(SeqCst) => Err((12, "unknown service etcdserverpb.KV")),
+            "Status" => Ok(status().done()),
+            "MemberList" => Ok(from_member(1)
+                .message(2, member(1, "a", ""))
+                .message(2, member(2, "b", &peer))
+                .done()),
+            _ => Ok(from_member(1).done()),
+        });
+        let url = url.await;
+        assert_eq!(run(&url).await.value(&metrics::LISTED, []), Some(2.0));
+        stopped.store(true, SeqCst);
+        let out = run(&url).await;
+        assert_eq!((out.value(&UP, []), out.value(&metrics::LISTED, [])), (Some(0.0), Some(2.0)));
+        assert_eq!(out.value(&metrics::PEER, ["2", "b"]), Some(1.0));
+        assert_eq!(out.value(&metrics::PEER_UP, ["2"]), Some(1.0));
+        assert_eq!(out.value(&VOTERS_REACHABLE, []), Some(1.0));
+        // The etcd of another distribution at the same address does not inherit them.
+        let other = serde_json::json!({"endpoints": url, "ca_file": "/other/ca.crt"});
+        let out = run_with(&other).await;
+        assert_eq!((out.value(&UP, []), out.series(&metrics::LISTED)), (Some(0.0), 0));
+    }
+
+    #[tokio::test]
+    async fn another_cluster_at_the_same_address_does_not_inherit_the_members() {
+        let replaced = Arc::new(AtomicBool::new(false));
+        let other = Arc::clone(&replaced);
+        let url = fake::serve(move |call, _| {
+            let new = other.load(SeqCst);
+            let header = Message::default().number(1, if new { 78 } else { 77 }).number(2, 1);
+            let answer = Message::default().message(1, header.number(3, 9).number(4, 2));
+            match call {
+                "MemberList" if new => Err((16, "etcdserver: invalid auth token")),
+                "MemberList" => Ok(answer.message(2, member(1, "a", "")).done()),
+                _ => Ok(answer.done()),
+            }
+        });
+        let url = url.await;
+        assert_eq!(run(&url).await.value(&metrics::LISTED, []), Some(1.0));
+        replaced.store(true, SeqCst);
+        let out = run(&url).await;
+        assert_eq!((out.value(&UP, []), out.series(&metrics::LISTED)), (Some(1.0), 0));
+    }
+
+    #[tokio::test]
     async fn tls_files_that_cannot_be_used_are_no_verdict_about_the_member() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let settings = Settings { endpoints: vec![url], ..Settings::default() };
         let access = settings.access(None, &Host::at("/")).unwrap().unwrap();
-        let mut etcd = Etcd::new(&access, None, None, Duration::from_secs(2));
+        let mut etcd = Etcd::new(&access, Shared::default(), None, None, Duration::from_secs(2));
         let mut out = Batch::default();
         let error = etcd.sample(&mut out).await.unwrap_err();
         assert!(matches!(error, SampleError::Blind(_)), "{error}");
@@ -680,7 +777,7 @@ mod tests {
         assert_eq!(out.value(&metrics::REQUEST_FAILURES, failed), Some(1.0));
         // Nobody listens: that is one, whatever the files hold.
         drop(listener);
-        let mut etcd = Etcd::new(&access, None, None, Duration::from_secs(2));
+        let mut etcd = Etcd::new(&access, Shared::default(), None, None, Duration::from_secs(2));
         etcd.sample(&mut out).await.unwrap();
         assert_eq!(out.value(&UP, []), Some(0.0));
         assert_eq!(out.remarks(), ["connecting: Connection refused (refused)"]);
@@ -703,5 +800,10 @@ mod tests {
         let facts = node(Datastore::Etcd);
         assert_eq!(found(&facts).unwrap().endpoints, [DEFAULT_ENDPOINT]);
         assert!(matches!(build(&serde_json::json!({}), facts), Ok(Build::Run(_))));
+        // One that runs by itself, and whose settings nothing tells, is not guessed at.
+        let mut alone = node(Datastore::Etcd);
+        alone.installations[0].distribution = Distribution::Etcd;
+        alone.installations[0].running = true;
+        assert_eq!(found(&alone), None);
     }
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::config;
 use crate::etcd::client::{Consistency, PROBE_KEY};
 use crate::etcd::{Access, Client, Failure, Reason, Settings, TlsFiles};
+use crate::host::EtcdAccess;
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -40,7 +41,8 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     timeout: Duration::from_secs(10),
     metrics: &[KEYS.desc(), SUCCESS.desc()],
     defaults: defaults::<Options>,
-    uses: |all| facts(all.registry()),
+    // Counting takes no quota, which detection knows from another source as soon as etcd stops.
+    uses: |all| facts(all.registry().map(|access| EtcdAccess { quota: None, ..access })),
     build: |options, host| {
         let own: Options = options.parse()?;
         let prefixes = prefixes(own.prefixes)?;
@@ -329,7 +331,7 @@ impl AsyncSampler for RegistryKeys {
 mod tests {
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
-    use crate::host::{Distribution, EtcdAccess, Facts, Host, Installation};
+    use crate::host::{Distribution, Facts, Host, Installation, Quota, QuotaSource};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -401,6 +403,21 @@ mod tests {
         let mut external = kine;
         external.external_etcd = Some(etcd("https://10.0.0.9:2379"));
         assert_eq!(endpoint(vec![external]), Some("https://10.0.0.9:2379".into()));
+    }
+
+    #[test]
+    fn a_quota_that_comes_from_elsewhere_builds_no_sampler_anew() {
+        let uses = |url: &str, quota: Option<Quota>| {
+            let etcd = EtcdAccess { endpoints: vec![url.into()], quota, ..EtcdAccess::default() };
+            let node =
+                Installation { etcd: Some(etcd), ..Installation::new(Distribution::Kubeadm) };
+            (SAMPLER.uses)(&Facts { installations: vec![node], ..Facts::default() })
+        };
+        let quota = |bytes, source| Some(Quota { bytes, source });
+        let running = uses("https://127.0.0.1:2379", quota(8 << 30, QuotaSource::Process));
+        assert_eq!(running, uses("https://127.0.0.1:2379", quota(1, QuotaSource::Manifest)));
+        assert_eq!(running, uses("https://127.0.0.1:2379", None));
+        assert_ne!(running, uses("https://10.0.0.9:2379", None));
     }
 
     fn sampler(address: &str) -> RegistryKeys {

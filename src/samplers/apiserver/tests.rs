@@ -102,3 +102,19 @@ fn a_sampler_that_is_built_anew_for_the_same_url_counts_on() {
         assert_eq!(out.value(&FAILURES, ["lb", "url", "timeout"]), Some(failures));
     }
 }
+
+#[test]
+fn an_agent_without_a_descriptor_left_says_nothing_of_the_target() {
+    let urls = BTreeMap::from([("lb".to_owned(), "https://nothing.example/".to_owned())]);
+    let own = Options { urls, ..Options::default() };
+    let targets = own.targets(&Host::at("/nowhere"), SAMPLER.timeout).unwrap();
+    let target = &targets[0];
+    let failed = |reason| -> [Timed; 1] {
+        let text = "connecting: Too many open files (os error 24)".to_owned();
+        [(Err(request::Failure { reason, text }), Duration::ZERO)]
+    };
+    let error = target.exhausted(&failed(Reason::Exhausted)).unwrap();
+    assert_eq!(error.reason(), "call");
+    assert!(error.to_string().starts_with("calling lb: connecting: Too many"), "{error}");
+    assert!(target.exhausted(&failed(Reason::Refused)).is_none());
+}

@@ -54,6 +54,9 @@ pub(super) fn of(node: &Installation) -> Vec<PathBuf> {
 }
 
 const KUBELET_OF_K0S: &str = "kubelet/pki/kubelet-client-current.pem";
+/// Folders of k3s and RKE2 whose certificates kube-controller-manager and kube-scheduler sign themselves in releases before
+/// May 2025, where there are none. They keep one that has ended, and no start of the service renews it.
+const SELF_SIGNED: [&str; 2] = ["server/tls/kube-controller-manager", "server/tls/kube-scheduler"];
 
 fn below(node: &Installation, usual: &str, names: &[&str]) -> Vec<PathBuf> {
     let data = node.data_dir.clone().unwrap_or_else(|| usual.into());
@@ -162,10 +165,13 @@ impl Renewal {
     /// The processes of which one uses the certificate at `path`.
     pub(super) fn users(&self, path: &Path, role: &str) -> Vec<&'static str> {
         match self {
-            // kubelet, which k0s only starts, rotates its own; and no start makes a new CA.
+            // kubelet, which k0s only starts, rotates its own; no start makes a new CA; and what a program has signed
+            // itself only newer releases renew.
             Self::AtStart { names, places } => {
                 let own = places.iter().any(|place| path.starts_with(place));
-                let kept = role == "ca" || path.ends_with(KUBELET_OF_K0S);
+                let folder = path.parent().unwrap_or(path);
+                let self_signed = SELF_SIGNED.iter().any(|name| folder.ends_with(name));
+                let kept = role == "ca" || path.ends_with(KUBELET_OF_K0S) || self_signed;
                 if own && !kept { names.to_vec() } else { Vec::new() }
             }
             Self::ByHand => {

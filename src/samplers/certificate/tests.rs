@@ -183,6 +183,29 @@ fn a_restart_is_due_when_the_process_began_before_the_window_of_renewal() {
 }
 
 #[test]
+fn what_scheduler_and_controller_manager_have_signed_themselves_waits_for_no_restart() {
+    for (distribution, name) in [(Distribution::K3s, "k3s"), (Distribution::Rke2, "rke2")] {
+        let tls = format!("/var/lib/rancher/{name}/server/tls");
+        let node = Node::new(distribution, &format!("/var/lib/rancher/{name}"));
+        let own = ["kube-controller-manager", "kube-scheduler"];
+        let own = own.map(|program| format!("{tls}/{program}/{program}.crt"));
+        for path in &own {
+            node.write(path, &server(20));
+        }
+        let renewed = format!("{tls}/client-admin.crt");
+        node.write(&renewed, &client(20));
+        let cgroup = format!("0::/system.slice/{name}.service\n");
+        node.process(name, &format!("/usr/local/bin/{name} server"), &cgroup, 345);
+        let out = node.run();
+        assert_eq!(out.value(&RESTART_DUE, [&renewed]), Some(1.0));
+        for path in &own {
+            assert_eq!(days(&out, path, "server"), Some(20), "{path}");
+            assert_eq!(out.value(&RESTART_DUE, [path]), None, "{path}");
+        }
+    }
+}
+
+#[test]
 fn what_kubeadm_renews_is_in_use_after_a_restart_of_its_user() {
     let node = Node::new(Distribution::Kubeadm, "/etc/kubernetes");
     let file = node.write("/etc/kubernetes/scheduler.conf", &kubeconfig(&client(360)));

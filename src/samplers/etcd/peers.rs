@@ -12,7 +12,7 @@ use etcd_client::GetOptions;
 use futures_util::future::join_all;
 
 use crate::etcd::client::{Consistency, Timed};
-use crate::etcd::{Address, Client, Reason, TlsFiles};
+use crate::etcd::{Address, Client, TlsFiles};
 use crate::sample::Batch;
 
 use super::PROBE_KEY;
@@ -102,9 +102,8 @@ async fn ask_at(id: u64, learner: bool, client: &Client) -> Seen {
     let (alive, read) = tokio::join!(alive, read);
     if let (Err(failure), None) = (&alive, read) {
         client.reset().await;
-        // Without a CA of ours for it nobody was asked.
-        let is_ours = failure.reason == Reason::TlsConfig;
-        return if is_ours { Seen::Unknown } else { Seen::Down };
+        // Without a CA of ours for it, or a descriptor, nobody was asked.
+        return if failure.reason.is_ours() { Seen::Unknown } else { Seen::Down };
     }
     let took = read.filter(|(who, _)| *who == id).map(|(_, took)| took);
     if took.is_some() || alive.is_ok_and(|who| who == id) {
