@@ -1,6 +1,9 @@
 //! A short memory of what only grows, so that rates can be told without Prometheus, and of what must not collapse.
 //!
-//! It keeps a copy of few metrics, some minutes apart, in memory: 0.2 MB with eight units, 1.6 MB with 64 (80 bytes a copy).
+//! It keeps a copy of few metrics, some minutes apart, in memory: 0.4 MB with eight units, 3.4 MB with 64 (104 bytes a copy, in
+//! queues with room for a power of two). A process of k0s, of which there are at most eight, has a copy for each start that
+//! was seen, and one more: next to nothing while it stays, 0.4 MB when it has begun anew every 30 s for a day, and 0.9 MB at
+//! every 20 s, which is the most.
 //! A first value counts from the agent's start, so a rate of 24 hours is one of the agent's life until then.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,6 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::sample::{Batch, Value};
+
+/// Of which only [`History::changes`] is asked, so a value that stays needs no more than its first and its last copy.
+const STARTS: &str = "controlplane_static_pod_start_timestamp_seconds";
 
 /// What is kept: the metric, how far back, and how often.
 const KEPT: [(&str, Duration, Duration); 12] = [
@@ -33,11 +39,8 @@ const KEPT: [(&str, Duration, Duration); 12] = [
     ),
     ("controlplane_systemd_unit_restarts_total", Duration::from_hours(24), Duration::from_mins(5)),
     ("controlplane_static_pod_restarts", Duration::from_hours(24), Duration::from_mins(5)),
-    (
-        "controlplane_static_pod_start_timestamp_seconds",
-        Duration::from_hours(24),
-        Duration::from_mins(5),
-    ),
+    // Shorter than the sampler's interval, so that each of its looks counts.
+    (STARTS, Duration::from_hours(24), Duration::from_secs(20)),
     ("controlplane_journal_events_total", Duration::from_mins(15), Duration::from_mins(1)),
     ("controlplane_volume_used_bytes", Duration::from_hours(1), Duration::from_mins(2)),
 ];
@@ -68,6 +71,11 @@ impl History {
                 Value::Histogram(histogram) => Value::Histogram(histogram.classic()),
                 value => value.clone(),
             };
+            let same = kept.iter().rev().take_while(|(_, before)| is_same(before, &copy)).take(2);
+            if *metric == STARTS && same.count() == 2 {
+                // The new copy takes its place.
+                kept.pop_back();
+            }
             kept.push_back((now, copy));
             grown = true;
             // The one before the span's beginning stays: it is what the first of the span is compared with.
@@ -122,9 +130,8 @@ impl History {
         let age = |taken: &Instant| now.duration_since(*taken);
         let watched = kept.front().map(|(taken, _)| age(taken).min(span))?;
         let copies = kept.iter().zip(kept.iter().skip(1));
-        let changed = copies.filter(|((_, before), (taken, after))| {
-            age(taken) <= span && before.as_number().to_bits() != after.as_number().to_bits()
-        });
+        let changed = copies
+            .filter(|((_, before), (taken, after))| age(taken) <= span && !is_same(before, after));
         Some((changed.count() as f64, watched))
     }
 
@@ -140,6 +147,10 @@ impl History {
         let within = kept.iter().filter(|(taken, _)| now.duration_since(*taken) <= span);
         within.map(|(_, value)| value.as_number()).reduce(f64::max)
     }
+}
+
+fn is_same(one: &Value, other: &Value) -> bool {
+    one.as_number().to_bits() == other.as_number().to_bits()
 }
 
 #[cfg(test)]
@@ -197,6 +208,50 @@ mod tests {
         assert_eq!(changes(24, now), (30.0, Duration::from_mins(24 * 60 - 1)));
         assert_eq!(changes(20, now), (7.0, Duration::from_hours(20)));
         assert_eq!(changes(6, now), (0.0, Duration::from_hours(6)));
+    }
+
+    #[test]
+    fn a_start_is_copied_at_each_look_that_finds_another_and_takes_two_copies_while_it_stays() {
+        static STARTED: Metric<1> = Metric::gauge(STARTS, "Starts.", ["process"]);
+        let mut history = History::default();
+        let began = Instant::now();
+        let labels = ["etcd".to_owned()];
+        let at = |n: u32| began + Duration::from_secs(30) * n;
+        let look = |history: &mut History, n: u32, started: u32| {
+            let mut batch = Batch::default();
+            batch.push(&STARTED, ["etcd"], f64::from(started));
+            history.record(&batch, at(n));
+        };
+        let copies = |history: &History| history.series.values().map(VecDeque::len).sum::<usize>();
+        let check = |history: &History, minutes: u64, n: u32, changes: f64| {
+            let span = Duration::from_mins(minutes);
+            assert_eq!(history.changes(STARTS, &labels, span, at(n)), Some((changes, span)));
+        };
+        // Thirty hours without a restart, and then another process at each look for ten minutes.
+        let hours = |hours: u32| hours * 120;
+        for n in 0..=hours(30) {
+            look(&mut history, n, 1);
+        }
+        assert_eq!(copies(&history), 2);
+        check(&history, 24 * 60, hours(30), 0.0);
+        for n in 1..=20 {
+            look(&mut history, hours(30) + n, 1 + n);
+        }
+        let now = hours(30) + 20;
+        check(&history, 10, now, 20.0);
+        // The one of just five minutes ago as well.
+        check(&history, 5, now, 11.0);
+        // It stays from then on.
+        for n in 1..=hours(23) {
+            look(&mut history, now + n, 21);
+        }
+        check(&history, 24 * 60, now + hours(23), 20.0);
+        check(&history, 10, now + hours(23), 0.0);
+        // A day of restarts, and no more is kept.
+        for n in 1..=hours(48) {
+            look(&mut history, now + hours(23) + n, 21 + n);
+        }
+        assert!((2_880..=2_882).contains(&copies(&history)), "{}", copies(&history));
     }
 
     #[test]

@@ -155,7 +155,13 @@ pub static LOGGED: [(&str, &str, &[&str]); 13] = [
     (
         "ControlPlaneDatastoreWriteFailed",
         "datastore could not write",
-        &["etcd_wal_write_failed", "kine_tx_fatal", "dqlite_nospace", "dqlite_io_error"],
+        &[
+            "etcd_wal_write_failed",
+            "kine_tx_fatal",
+            "kine_io_error",
+            "dqlite_nospace",
+            "dqlite_io_error",
+        ],
     ),
     ("ControlPlaneReadFault", "page of a file not readable", &["go_sigbus", "sdjournal_sigbus"]),
     ("ControlPlaneLeaderElectionLost", "leader election lost", &["leaderelection_lost"]),

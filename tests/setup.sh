@@ -38,7 +38,7 @@ PACKAGES=(
   prometheus prometheus-alertmanager             # with promtool and amtool
   prometheus-node-exporter                       # what other people's alert rules look at
   debootstrap debian-archive-keyring systemd-container dbus    # systemd as PID 1, busctl
-  e2fsprogs xfsprogs mount util-linux            # disks: mkfs, losetup, setpriv, unshare, nsenter
+  e2fsprogs xfsprogs btrfs-progs mount util-linux    # disks: mkfs, losetup, setpriv, unshare, nsenter
   iproute2 strace procps
   openssl curl                                   # other people's TLS
   libfaketime                                    # an agent whose clock jumps by years

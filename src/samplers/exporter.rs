@@ -4,10 +4,10 @@
 //! fails where `/proc` is not mounted, and while detection cannot look at the node's files, as when their disk hangs; all
 //! other figures are there all the same.
 //!
-//! Tells the timeline when the node started, once for each boot, though the agent may have started long after.
+//! Tells the timeline when the node started, once, though the agent may have started long after.
 
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -85,24 +85,22 @@ pub fn revision() -> &'static str {
     option_env!("REVISION").filter(|revision| !revision.is_empty()).unwrap_or("unknown")
 }
 
-/// The boot time that was told last, in Unix seconds. It outlives the sampler.
-static BOOT_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
-/// The kernel computes the boot time from the clock, which may be corrected by seconds: that is no other boot.
-const SAME_BOOT: u64 = 60;
+/// Whether the start of the node was told. It outlives the sampler.
+static BOOT_TOLD: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 struct Exporter {
     host: Host,
     /// See [`BOOT_TOLD`].
-    boot_told: Arc<AtomicU64>,
+    boot_told: Arc<AtomicBool>,
 }
 
 impl Exporter {
-    /// Tells of a boot that was not told yet.
+    /// Tells of the boot if that was not told yet. No process outlives one: where the boot time is another one later, the
+    /// clock was set, from which the kernel computes it.
     fn tell_boot(&self, boot: u64, out: &mut Batch) {
-        if self.boot_told.load(Ordering::Relaxed).abs_diff(boot) <= SAME_BOOT {
+        if self.boot_told.swap(true, Ordering::Relaxed) {
             return;
         }
-        self.boot_told.store(boot, Ordering::Relaxed);
         let release = fs::read_to_string(self.host.path("/proc/sys/kernel/osrelease"));
         let kernel = release.map(|text| format!(" (kernel {})", text.trim())).unwrap_or_default();
         let at = UNIX_EPOCH.checked_add(Duration::from_secs(boot));
@@ -200,20 +198,22 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("proc/sys/kernel");
         fs::create_dir_all(&folder).unwrap();
-        let boot_told = Arc::default();
-        let told = |boot| {
+        let told = |boot, boot_told: &Arc<AtomicBool>| {
             let facts = Facts { boot_time: Some(boot), ..Facts::default() };
             let host = Host::at(root.path()).with_facts(facts);
             let mut out = Batch::default();
-            Exporter { host, boot_told: Arc::clone(&boot_told) }.sample(&mut out).unwrap();
+            Exporter { host, boot_told: Arc::clone(boot_told) }.sample(&mut out).unwrap();
             out.take_events()
         };
+        let agent = Arc::default();
         fs::write(folder.join("osrelease"), "6.1.0-40-amd64\n").unwrap();
-        let first = told(1_700_000_000);
+        let first = told(1_700_000_000, &agent);
         assert_eq!((first[0].kind.as_str(), first[0].time), ("reboot", 1_700_000_000.0));
         assert_eq!(first[0].text, "the node started (kernel 6.1.0-40-amd64)");
-        assert_eq!([told(1_700_000_000), told(1_700_000_002)], [[], []], "the clock was corrected");
+        for boot in [1_700_000_000, 1_700_000_002, 1_700_009_000, 0] {
+            assert_eq!(told(boot, &agent), [], "{boot}: the clock was set");
+        }
         fs::remove_file(folder.join("osrelease")).unwrap();
-        assert_eq!(told(1_700_009_000)[0].text, "the node started");
+        assert_eq!(told(1_700_009_000, &Arc::default())[0].text, "the node started");
     }
 }

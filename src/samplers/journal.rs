@@ -301,22 +301,29 @@ impl Journal {
 /// What the process before has kept; nothing is as good.
 fn load(file: &Path) -> Cursors {
     let mut text = String::new();
-    let read =
-        open_regular(file).and_then(|file| file.take(CURSOR_BYTES).read_to_string(&mut text));
+    let read = must_be_in_memory(file)
+        .and_then(|()| open_regular(file))
+        .and_then(|file| file.take(CURSOR_BYTES).read_to_string(&mut text));
     if read.is_err() {
         return Cursors::new();
     }
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Replaces the file, if it lies in memory: a disk must not be waited for.
-fn save(file: &Path, cursors: &Cursors) -> io::Result<()> {
+/// Refuses a file that does not lie in memory, before it is opened: a disk must not be waited for.
+fn must_be_in_memory(file: &Path) -> io::Result<()> {
     let folder = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
     #[expect(clippy::useless_conversion, reason = "the type differs between processors")]
     let kind = i64::from(rustix::fs::statfs(folder)?.f_type);
     if !IN_MEMORY.contains(&kind) {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "not on a filesystem in memory"));
     }
+    Ok(())
+}
+
+/// Replaces the file.
+fn save(file: &Path, cursors: &Cursors) -> io::Result<()> {
+    must_be_in_memory(file)?;
     let new = file.with_extension("new");
     let mut written = std::fs::File::create(&new)?;
     written.write_all(&serde_json::to_vec(cursors)?)?;
@@ -382,4 +389,24 @@ pub fn alternatives() -> (Vec<&'static str>, Vec<String>) {
 /// When it cannot read what it is asked, or cannot start.
 pub fn run_follow() -> io::Result<()> {
     follow::run_child()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_is_kept_in_memory_and_not_even_looked_for_on_a_disk() {
+        let place = BTreeMap::from([(String::new(), "s=1;i=2".to_owned())]);
+        let cursors = Cursors::from([("journal".to_owned(), place)]);
+        let kept_in = |folder: &str| {
+            let folder = tempfile::Builder::new().tempdir_in(folder).unwrap();
+            let file = folder.path().join("cursor");
+            std::fs::write(&file, serde_json::to_vec(&cursors).unwrap()).unwrap();
+            (load(&file), save(&file, &cursors).is_ok())
+        };
+        assert_eq!(kept_in("/dev/shm"), (cursors.clone(), true));
+        assert_eq!(kept_in("/var/tmp"), (Cursors::new(), false));
+        assert_eq!(load(Path::new("")), Cursors::new(), "nowhere");
+    }
 }

@@ -51,6 +51,12 @@ const RECORDS_PER_RUN: usize = 20_000;
 /// Bad records told one by one in one run; the rest is only counted.
 const FAILURES_PER_RUN: u64 = 16;
 
+/// A clock that moves by more than this was set.
+const SET: Duration = Duration::from_mins(1);
+
+/// How long after its start a machine may learn what time it is.
+const YOUNG: Duration = Duration::from_hours(1);
+
 /// How often `/sys` is read. Its figures change rarely, and a node may have hundreds of devices.
 const SYSFS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -172,10 +178,26 @@ static COUNTED: Kept<(), Shared<Counted>> = Kept::new();
 #[derive(Debug, Default)]
 struct Counted {
     tally: Tally,
-    /// What decides which devices count: where it changes, the ring is counted anew.
+    /// What decides which devices count, see [`Kernel::decides`]: where it changes, the ring is counted anew.
     devices: (Vec<String>, Vec<String>),
     /// The number after the last record whose events were handed on.
     told: u64,
+    /// See [`Clock::boot`]: the one that the last times were told by.
+    boot: Option<SystemTime>,
+}
+
+impl Counted {
+    /// Puts the times right that were told by a clock which has been set since. A machine without a clock of its own
+    /// learns the time after its start, and until then every error is years old. What happens to the clock of one that
+    /// is up for long says nothing about the times that it gave before.
+    fn follow(&mut self, clock: Clock) {
+        let Some(before) = self.boot.replace(clock.boot) else { return };
+        let step = clock.boot.duration_since(before).unwrap_or_else(|back| back.duration());
+        let up = clock.now.duration_since(clock.boot).unwrap_or_default();
+        if step > SET && up < YOUNG {
+            self.tally.shift(before, clock);
+        }
+    }
 }
 
 /// Reads records of the kernel's log, one a line; returns how many lines of their texts mean something. For measuring.
@@ -250,7 +272,8 @@ struct Kernel {
     /// Whether the log is a plain file, written on a host that may have booted at another time.
     plain: bool,
     devices: Devices,
-    /// What `devices` was made of.
+    /// What decides which devices count: the globs, and those devices of the datastore that they name. Its others may come
+    /// and go, as with a snapshot of its volume or a path of a disk that has several, and change nothing.
     decides: (Vec<String>, Vec<String>),
     /// See [`COUNTED`].
     counted: Shared<Counted>,
@@ -280,6 +303,7 @@ impl Kernel {
             .collect();
         let devices = Devices::new(&options.ignore_devices, &datastore)
             .map_err(|error| OptionsError::new("ignore_devices", error.to_string()))?;
+        let decides = (options.ignore_devices.clone(), devices.excepted());
         let path = host.path("/dev/kmsg");
         Ok(Self {
             host: host.clone(),
@@ -287,7 +311,7 @@ impl Kernel {
             path,
             plain: false,
             devices,
-            decides: (options.ignore_devices.clone(), datastore),
+            decides,
             counted,
             counts: sysfs::Counts::default(),
             looked: None,
@@ -340,6 +364,9 @@ impl Kernel {
         out: &mut Batch,
     ) -> Result<(), SampleError> {
         let times = self.times();
+        if !self.plain {
+            counted.follow(times.clock);
+        }
         let mut bad = Bad { path: &self.path, count: 0 };
         for _ in 0..RECORDS_PER_RUN {
             let record = match self.log.next() {

@@ -8,17 +8,23 @@
 //!
 //! Reads names and times below `/var/log/pods`, no log, and of `/proc` name, command line and start of the processes, in a
 //! child process. Nothing below the folder is followed that is a link.
+//!
+//! The kernel tells a start as the time since boot, so by the clock it moves whenever that is set, and looks like a restart.
+//! Below k0s, where the starts are what counts, only `/proc` is read, so it is read on a thread, which keeps in mind what it
+//! has told. A command line may keep that thread waiting for the process' memory, but not a dying agent: a kill ends it.
+//! With `static_pod.dir` it is a child there too, which remembers nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::processes::{self, comm};
 use crate::host::{Distribution, Host, Installation, read};
+use crate::kept::{Kept, Shared};
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{BlockingSampler, Build, SamplerDef, absolute, defaults, facts};
@@ -42,7 +48,13 @@ pub static SAMPLER: SamplerDef = SamplerDef {
                 "the control plane of this node runs neither in static pods nor below k0s; set static_pod.dir to kubelet's folder of logs",
             ));
         }
-        Ok(Build::isolated(StaticPods { host: host.clone(), dir, components }))
+        let told = TOLD.of(host.rootfs().to_owned());
+        let sampler = StaticPods { host: host.clone(), dir, components, told };
+        // A child would not know what it has told before, and no disk is touched without a folder.
+        if sampler.dir.is_none() {
+            return Ok(Build::blocking(sampler));
+        }
+        Ok(Build::isolated(sampler))
     },
     cost: "1.4 ms of CPU a run, most of it a child process",
 };
@@ -68,6 +80,21 @@ const MAX_PODS: usize = 64;
 const MAX_CONTAINERS: usize = 32;
 /// Names read of one pod or container.
 const MAX_ENTRIES: usize = 256;
+
+/// What was told of the processes below each root; a sampler that is built anew goes on with it.
+static TOLD: Kept<PathBuf, Shared<Told>> = Kept::new();
+
+/// The last start told of each name. It stays when the process ends, since there are at most eight names.
+type Told = BTreeMap<&'static str, Start>;
+
+/// What tells one process from the next of its name, and the time that is told for it.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    /// Since boot, which no clock moves.
+    since_boot: Duration,
+    /// By the clock as it was when the process was first seen.
+    time: SystemTime,
+}
 
 /// The section `static_pod`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -121,6 +148,7 @@ struct StaticPods {
     host: Host,
     dir: Option<PathBuf>,
     components: Option<Components>,
+    told: Shared<Told>,
 }
 
 impl BlockingSampler for StaticPods {
@@ -148,12 +176,25 @@ impl StaticPods {
         let ours = |process: &processes::Process| {
             process.mentions(&mark) && (components.in_pods || !process.contained())
         };
+        let boot = || processes::boot_time(&self.host).or(self.host.facts().boot_time);
+        let before = boot();
         let started = processes::started(&self.host, &names, ours);
-        for name in components.names {
-            if let Some(time) = started.get(comm(name)) {
-                out.push(&STARTED, [name], *time);
-                out.event(*time, "process_started", format!("{name} started"));
+        // It was set while they were read: nobody knows by which clock they were told, and the next run does.
+        let Some(boot) = boot().filter(|after| before == Some(*after)) else { return };
+        let boot = UNIX_EPOCH + Duration::from_secs(boot);
+        let mut told = self.told.lock();
+        for &name in components.names {
+            let Some(time) = started.get(comm(name)).copied() else { continue };
+            let seen = Start { since_boot: time.duration_since(boot).unwrap_or_default(), time };
+            let known = told.get(name).filter(|known| known.since_boot == seen.since_boot).copied();
+            if known.is_none() {
+                // A child has no log; there the scheduler says it.
+                tracing::warn!(sampler = "static_pod", kind = "process_started", "{name} started");
             }
+            let start = known.unwrap_or(seen);
+            told.insert(name, start);
+            out.push(&STARTED, [name], start.time);
+            out.event(start.time, "process_started", format!("{name} started"));
         }
     }
 
@@ -238,7 +279,7 @@ mod tests {
 
     use super::*;
     use crate::host::Facts;
-    use crate::sampler;
+    use crate::sampler::{self, Driver};
 
     const HASH: &str = "e77889d75ec8be65235fe5a966d3f808";
     const OLD: &str = "5ee6f69d8b8410788f9b10a99510e832";
@@ -277,14 +318,32 @@ mod tests {
             self.write(&format!("proc/{pid}/cgroup"), cgroup);
         }
 
+        fn driver(
+            &self,
+            distribution: Distribution,
+            own: serde_json::Value,
+        ) -> Result<Driver, String> {
+            let installations = vec![Installation::new(distribution)];
+            let facts = Facts { installations, boot_time: Some(1_000_000), ..Facts::default() };
+            let own = own.as_object().cloned().unwrap_or_default();
+            let (interval, timeout) = (SAMPLER.interval, SAMPLER.timeout);
+            let options = sampler::Options { interval, timeout, own };
+            match (SAMPLER.build)(&options, &Host::at(self.0.path()).with_facts(facts)) {
+                Ok(Build::Run(driver)) => Ok(driver),
+                Ok(Build::NotApplicable(why)) => Err(why),
+                Err(error) => Err(format!("{}: {}", error.key, error.what)),
+            }
+        }
+
         fn build(
             &self,
             distribution: Distribution,
             own: serde_json::Value,
         ) -> Result<Box<dyn BlockingSampler>, String> {
-            let installations = vec![Installation::new(distribution)];
-            let facts = Facts { installations, boot_time: Some(1_000_000), ..Facts::default() };
-            sampler::isolated(&SAMPLER, &Host::at(self.0.path()).with_facts(facts), &own)
+            match self.driver(distribution, own)? {
+                Driver::Blocking(sampler) | Driver::Isolated(sampler) => Ok(sampler),
+                Driver::Async(_) => panic!("another driver"),
+            }
         }
 
         fn run(&self, distribution: Distribution) -> Batch {
@@ -369,6 +428,45 @@ mod tests {
         let out = root.run(Distribution::K0s);
         assert_eq!(out.value(&STARTED, ["etcd"]), Some(1_000_030.0));
         assert_eq!(out.all().len(), 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_no_restart_and_a_new_process_has_the_time_of_now() {
+        let root = Root::new();
+        let unit = "0::/system.slice/k0scontroller.service\n";
+        let etcd = |pid, after_boot| {
+            root.process(pid, "etcd", "/var/lib/k0s/bin/etcd\0", unit, after_boot);
+        };
+        let set = |boot: u64| {
+            root.write("proc/stat", &format!("cpu 1 2\nbtime {boot}\n"));
+        };
+        // Each time by a sampler that was built anew, as a reload does it.
+        let told = || root.run(Distribution::K0s).value(&STARTED, ["etcd"]);
+        set(1_000_000);
+        etcd(10, 30);
+        assert_eq!(told(), Some(1_000_030.0));
+        for boot in [1_000_002, 999_000] {
+            set(boot);
+            assert_eq!(told(), Some(1_000_030.0), "the kernel began at {boot}");
+        }
+        fs::remove_dir_all(root.0.path().join("proc/10")).unwrap();
+        assert_eq!(told(), None);
+        etcd(11, 50);
+        assert_eq!(told(), Some(999_050.0));
+        set(1_000_000);
+        assert_eq!(told(), Some(999_050.0));
+    }
+
+    #[test]
+    fn what_reads_a_folder_does_so_in_a_child_and_the_children_of_k0s_are_watched_on_a_thread() {
+        let root = Root::new();
+        let driver = |distribution, own| root.driver(distribution, own).unwrap();
+        let found = driver(Distribution::Kubeadm, serde_json::json!({}));
+        assert!(matches!(found, Driver::Isolated(_)));
+        let found = driver(Distribution::K0s, serde_json::json!({"dir": "/pods"}));
+        assert!(matches!(found, Driver::Isolated(_)));
+        let found = driver(Distribution::K0s, serde_json::json!({}));
+        assert!(matches!(found, Driver::Blocking(_)));
     }
 
     #[test]

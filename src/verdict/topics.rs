@@ -11,6 +11,8 @@ use crate::thresholds::{self, Threshold, Unit};
 
 /// How long a start may take, as the alert on units that are stuck in it has it.
 const STARTS: Duration = Duration::from_mins(3);
+/// The time in which a crash loop is judged, as the alerts on it have it.
+const LOOP: Duration = Duration::from_mins(10);
 
 impl Court<'_> {
     pub(super) fn kernel(&mut self) {
@@ -266,24 +268,33 @@ impl Court<'_> {
                 changes.map_or(0.0, |(starts, _)| starts)
             });
             self.restarted(process, starts, figure, lately);
+            let changes = self.store.changes(series.metric, &series.labels, LOOP);
+            let (starts, _) = changes.unwrap_or_default();
+            let alert = "ControlPlaneComponentCrashLooping";
+            let table = rows(alert, "starts of a process of k0s in 10 minutes");
+            self.looping(&table, alert, process, starts);
         }
     }
 
     /// A verdict of its own while something restarts again and again, as far as ten minutes can be told from the copies; `first`
     /// is as in [`Self::growth_from`].
     fn crash_loop(&mut self, alert: &'static str, what: &str, series: &Series, first: f64) {
-        const SPAN: Duration = Duration::from_mins(10);
-        let (restarts, age) = self.grown(first, series, SPAN);
-        let restarts = (restarts * SPAN.div_duration_f64(age.max(SPAN))).floor();
-        let table = rows(alert, "restarts in 10 minutes");
-        let health = by_table(&table, restarts);
+        let (restarts, age) = self.grown(first, series, LOOP);
+        let restarts = (restarts * LOOP.div_duration_f64(age.max(LOOP))).floor();
+        self.looping(&rows(alert, "restarts in 10 minutes"), alert, what, restarts);
+    }
+
+    /// The same by these rows of the table, of what has restarted so often in ten minutes.
+    fn looping(&mut self, table: &[&Threshold], alert: &'static str, what: &str, restarts: f64) {
+        debug_assert!(!table.is_empty(), "the table has no row of {alert} for {what}");
+        let health = by_table(table, restarts);
         if health > Health::Ok {
             self.verdicts.push(Verdict {
                 topic: Topic::Units,
                 health,
                 what: format!("restarts of {what} in 10 minutes"),
                 figure: format!("{restarts}"),
-                limit: limit(&table),
+                limit: limit(table),
                 alert: alert.into(),
                 measure: None,
             });
@@ -564,6 +575,8 @@ pub(super) mod tests {
         Metric::histogram("controlplane_fdatasync_duration_seconds", "Syncs.", ["path", "device"]);
     static RESTARTS: Metric<1> =
         Metric::counter("controlplane_systemd_unit_restarts_total", "Restarts.", ["unit"]);
+    static STARTED: Metric<1> =
+        Metric::gauge("controlplane_static_pod_start_timestamp_seconds", "Starts.", ["process"]);
     static EXPECTED: Metric<1> =
         Metric::gauge("controlplane_systemd_unit_expected", "Expected.", ["unit"]);
     static STATE: Metric<2> =
@@ -886,11 +899,6 @@ pub(super) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_process_of_k0s_that_begins_again_and_again_is_told_by_its_starts() {
-        static STARTED: Metric<1> = Metric::gauge(
-            "controlplane_static_pod_start_timestamp_seconds",
-            "Starts.",
-            ["process"],
-        );
         let store = store();
         let look = |started: f64| {
             let mut batch = Batch::default();
@@ -906,6 +914,37 @@ pub(super) mod tests {
         let (health, figure, alert) = look(1e9 + 6600.0);
         assert_eq!((health, &figure[..]), (Health::Warning, "11, watched for 110 min"));
         assert_eq!(alert, "ControlPlaneComponentRestarting");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_of_k0s_that_ends_every_20_seconds_is_critical_within_minutes() {
+        let store = store();
+        let look = |started: f64| {
+            let mut batch = Batch::default();
+            batch.push(&STARTED, ["etcd"], started);
+            store.put("static_pod", batch, MINUTE);
+            let all = judge(&store);
+            all.into_iter().find(|verdict| verdict.alert == "ControlPlaneComponentCrashLooping")
+        };
+        assert_eq!(look(1e9), None);
+        // The sampler looks every 30 s, a little earlier or later.
+        let mut started = 1e9;
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_millis(28_500)).await;
+            started += 20.0;
+            assert_eq!(look(started), None, "five starts are not too many");
+        }
+        tokio::time::advance(Duration::from_millis(31_500)).await;
+        started += 20.0;
+        let loops = look(started).unwrap();
+        assert_eq!((loops.health, &loops.figure[..]), (Health::Critical, "6"));
+        assert_eq!(loops.what, "restarts of etcd in 10 minutes");
+        assert_eq!(loops.limit, "critical above 5");
+        for _ in 0..20 {
+            tokio::time::advance(MINUTE / 2).await;
+            look(started);
+        }
+        assert_eq!(look(started), None, "it stays");
     }
 
     #[test]

@@ -16,6 +16,7 @@ const ALL: &str = "controlplane_volume_";
 const INFO: &str = "controlplane_volume_info";
 const FORMATTED: &str = "controlplane_volume_formatted_timestamp_seconds";
 const REFORMATTED: &str = "controlplane_volume_reformatted_timestamp_seconds";
+const SIZE: &str = "controlplane_volume_size_bytes";
 const USED: &str = "controlplane_volume_used_bytes";
 const BACKUPS: &str = "controlplane_volume_backups";
 const FAILURES: &str = "controlplane_sampler_failures_total";
@@ -102,6 +103,21 @@ fn an_agent_without_any_right_to_the_device_knows_it_as_well() {
     assert!(failures(&before) < 1.0, "{}", before.with_prefix(FAILURES));
     volume.fill(10 << 20);
     agent.wait_until("use", ALL, 10 * SECOND, |s| s.value(USED, &label) > Some(10e6));
+}
+
+#[test]
+fn a_btrfs_has_its_size_and_what_is_used_of_it() {
+    let _turn = lab::together();
+    let mut volume = Volume::of_driver(Kind::Ext4);
+    volume.make_btrfs();
+    let agent = Agent::start(&config(", state_file: ~"));
+    let name = volume.name().to_owned();
+    let label = [("volume", name.as_str())];
+    let scrape = agent.wait_until("use", ALL, 10 * SECOND, |s| s.value(USED, &label).is_some());
+    assert!(scrape.value(SIZE, &label) > Some(400e6), "{}", scrape.with_prefix(ALL));
+    assert!(failures(&scrape) < 1.0, "{}", scrape.with_prefix(FAILURES));
+    volume.fill(50 << 20);
+    agent.wait_until("more use", ALL, 10 * SECOND, |s| s.value(USED, &label) > Some(50e6));
 }
 
 #[test]

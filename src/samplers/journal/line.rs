@@ -97,10 +97,11 @@ impl Classifier {
     /// What a message means. It may hold several lines; each is tested by itself.
     pub(super) fn message(&self, from: From, message_id: &str, message: &[u8]) -> Found<'_> {
         let mut found = Found::default();
-        if let Some(row) = self.ids.get(message_id).map(|n| &self.rows[*n])
-            && row.from == from
+        if let Some(n) = self.ids.get(message_id).copied()
+            && self.rows[n].from == from
+            && !self.is_other(n, message)
         {
-            found.hits.push((Hit { row, took: None }, text(message)));
+            found.hits.push((Hit { row: &self.rows[n], took: None }, text(message)));
             return found;
         }
         for line in message.split(|byte| *byte == b'\n') {
@@ -157,10 +158,13 @@ impl Classifier {
 
     fn by_pattern(&self, from: From, text: &[u8]) -> Option<usize> {
         let matches = self.set.matches(text);
-        matches.into_iter().map(|at| self.of[at]).find(|n| {
-            let not = self.not[*n].as_ref();
-            self.rows[*n].from == from && not.is_none_or(|not| !not.is_match(text))
-        })
+        let mut rows = matches.into_iter().map(|at| self.of[at]);
+        rows.find(|n| self.rows[*n].from == from && !self.is_other(*n, text))
+    }
+
+    /// Whether a text is what the row of this number says that it is not.
+    fn is_other(&self, n: usize, text: &[u8]) -> bool {
+        self.not[n].as_ref().is_some_and(|not| not.is_match(text))
     }
 
     fn took(
@@ -359,6 +363,57 @@ mod tests {
         assert_eq!(found.hits[0].0.row.id, "unit_restart_scheduled");
         let forged = classifier.message(From::Program, "5eb03494b6584870a536b337290809b3", b"x");
         assert_eq!(forged, Found::default());
+    }
+
+    #[test]
+    fn a_reload_that_fails_is_not_the_end_of_the_main_process_though_systemd_numbers_them_alike() {
+        let classifier = classifier();
+        let found = |text: &str| {
+            let id = "98e322203f7a4ed290d09fe03c09fe15";
+            let found = classifier.message(From::Systemd, id, text.as_bytes());
+            found.hits.into_iter().map(|(hit, _)| hit.row.id.clone()).collect::<Vec<_>>()
+        };
+        let end = "code=exited, status=1/FAILURE";
+        assert_eq!(
+            found(&format!("etcd.service: Main process exited, {end}")),
+            ["unit_process_exit"]
+        );
+        assert_eq!(found("etcd.service: übersetzt"), ["unit_process_exit"]);
+        assert_eq!(found(&format!("etcd.service: Control process exited, {end}")), [""; 0]);
+    }
+
+    /// k8s-dqlite began as kine, and the engine of dqlite is SQLite.
+    #[test]
+    fn an_error_of_sqlite_is_kine_s_unless_dqlite_says_it() {
+        let classifier = classifier();
+        let cases = [
+            (
+                r#"level=error msg="error in txn: exec (try: 0): disk I/O error""#,
+                "dqlite_query_error",
+            ),
+            (r#"level=error msg="[go-dqlite] append: disk I/O error""#, "dqlite_io_error"),
+            (
+                r#"level=fatal msg="server failed to start" error="setup: disk I/O error""#,
+                "dqlite_fatal",
+            ),
+            (r#"level=fatal msg="Transaction commit failed: disk I/O error""#, "kine_tx_fatal"),
+            (
+                r#"level=error msg="Compact failed: failed to compact: database or disk is full""#,
+                "kine_io_error",
+            ),
+        ];
+        for (said, expected) in cases {
+            let line = format!("time=\"2025-07-25T19:37:43Z\" {said}");
+            assert_eq!(ids(&classifier, From::Program, &line), [expected], "{line}");
+        }
+        for nothing in [
+            r#"time="x" level=error msg="failed to setup db: disk I/O error""#,
+            r#"time="x" level=warning msg="Startup VACUUM failed (non-fatal): database or disk is full""#,
+            r#"time="x" level=error msg="a container failed" error="app: disk I/O error""#,
+            r#"I0725 19:37:43.123456 1 prober.go:120] "Probe failed" output="app: disk I/O error""#,
+        ] {
+            assert_eq!(ids(&classifier, From::Program, nothing), [""; 0], "{nothing}");
+        }
     }
 
     #[test]

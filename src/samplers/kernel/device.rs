@@ -96,6 +96,15 @@ impl Devices {
         self.ignored.is_match(device) && self.holds_datastore(device) != Some(true)
     }
 
+    /// Devices that count for the datastore alone, since one of the globs names them; sorted.
+    pub(super) fn excepted(&self) -> Vec<String> {
+        let named = self.datastore.iter().filter(|name| self.ignored.is_match(name.as_str()));
+        let mut excepted: Vec<String> = named.cloned().collect();
+        excepted.sort_unstable();
+        excepted.dedup();
+        excepted
+    }
+
     /// Whether the datastore lies on this device; None when nobody knows where it lies.
     pub(super) fn holds_datastore(&self, device: &str) -> Option<bool> {
         if self.datastore.is_empty() {
@@ -185,6 +194,9 @@ mod tests {
         assert!(devices.is_ignored("fd0") && !devices.is_ignored("sda"));
         assert_eq!(devices.holds_datastore("loop3"), Some(true));
         assert_eq!(devices.holds_datastore("sda"), Some(false));
+        assert_eq!(devices.excepted(), ["loop3"]);
+        let plain = Devices::new(&globs, &["dm-0".to_owned(), "sda".to_owned()]).unwrap();
+        assert_eq!(plain.excepted(), [""; 0]);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use super::device::Devices;
 use super::process::known;
 use super::signatures::{Hit, OomScope, Operation, Payload, oom_choice};
 use super::{
-    DEVICE_LAST, DEVICE_SECTOR, DEVICE_SECTORS, EVENT_LAST, EVENTS, HUNG_LAST, IO_ERRORS, LOST,
-    OOM_KILLS, OOM_LAST, SUPPRESSED,
+    Clock, DEVICE_LAST, DEVICE_SECTOR, DEVICE_SECTORS, EVENT_LAST, EVENTS, HUNG_LAST, IO_ERRORS,
+    LOST, OOM_KILLS, OOM_LAST, SUPPRESSED,
 };
 use crate::sample::Batch;
 use crate::severity::Severity;
@@ -174,6 +174,23 @@ impl Tally {
             errors.sectors.insert(sector);
         } else if !errors.sectors.contains(&sector) {
             self.dropped += 1;
+        }
+    }
+
+    /// Moves every time as far as the boot has moved from `before`, and none into the future.
+    pub(super) fn shift(&mut self, before: SystemTime, clock: Clock) {
+        let moved = |time: SystemTime| {
+            let moved = match clock.boot.duration_since(before) {
+                Ok(later) => time.checked_add(later),
+                Err(earlier) => time.checked_sub(earlier.duration()),
+            };
+            moved.unwrap_or(time).min(clock.now)
+        };
+        let counts = self.events.values_mut().chain(self.oom.values_mut());
+        let counts = counts.filter_map(|count| count.last.as_mut());
+        let devices = self.devices.values_mut().map(|errors| &mut errors.last);
+        for time in counts.chain(devices).chain(self.hung.values_mut()) {
+            *time = moved(*time);
         }
     }
 

@@ -267,8 +267,13 @@ fn a_log_that_is_missing_or_closed_fails_with_the_fix() {
 /// What a sampler that has just been built reads of a ring in which this is left.
 fn read_anew(left: &str, ignored: &[&str], counted: &Shared<Counted>) -> Batch {
     let mut node = Node::new(left);
-    node.kernel.log.open().unwrap();
     node.kernel.decides.0 = ignored.iter().map(|&glob| glob.to_owned()).collect();
+    read_ring(node, counted)
+}
+
+/// What the node's sampler reads, as if its log were the ring.
+fn read_ring(mut node: Node, counted: &Shared<Counted>) -> Batch {
+    node.kernel.log.open().unwrap();
     let mut counted = counted.lock();
     node.kernel.begin(&mut counted);
     let mut out = Batch::default();
@@ -295,6 +300,53 @@ fn a_sampler_that_is_built_anew_counts_on_although_the_ring_has_turned_over() {
     let mut out = read_anew(&left, &["sdz"], &counted);
     assert!((errors(&out) - 3.0).abs() < 0.1, "{}", errors(&out));
     assert_eq!(events(&mut out), []);
+}
+
+#[test]
+fn devices_that_come_to_the_datastore_or_go_reset_no_count_unless_a_glob_names_them() {
+    let counted = Shared::default();
+    let errors = |left: &str, chain: &[&str]| {
+        let out = read_ring(Node::with_datastore(left, chain), &counted);
+        out.value(&IO_ERRORS, ["sda", "io", "read"])
+    };
+    assert_eq!(errors(&numbered(1, &[READ; 8]), &["dm-0", "sda"]), Some(8.0));
+    // The oldest records are written over, and the volume has a snapshot.
+    let left = numbered(7, &[READ; 3]);
+    assert_eq!(errors(&left, &["dm-0", "dm-2", "dm-1", "sda"]), Some(9.0));
+    assert_eq!(errors(&left, &["dm-0", "sda"]), Some(9.0));
+    // A loop device counts for the datastore alone: what it said before did not.
+    assert_eq!(errors(&left, &["loop7", "sda"]), Some(3.0));
+}
+
+#[test]
+fn times_of_a_machine_that_learns_late_what_time_it_is_are_put_right() {
+    fn at(boot: u64, up: u64) -> Clock {
+        let boot = UNIX_EPOCH + Duration::from_secs(boot);
+        Clock { boot, now: boot + Duration::from_secs(up) }
+    }
+    let hung = "INFO: task etcd:812 blocked for more than 120 seconds.";
+    let killed = "Out of memory: Killed process 10 (etcd) total-vm:1kB, anon-rss:1kB";
+    let ring = numbered(1, &[READ, hung, killed]);
+    let read = |clock: fn() -> Clock, counted: &Shared<Counted>| {
+        let mut node = Node::new(&ring);
+        node.kernel.clock = clock;
+        let out = read_ring(node, counted);
+        [
+            out.value(&DEVICE_LAST, ["sda"]),
+            out.value(&EVENT_LAST, ["block_io_error"]),
+            out.value(&HUNG_LAST, ["etcd"]),
+            out.value(&OOM_LAST, ["node", "etcd"]),
+        ]
+    };
+    let after = |boot: u64| [1, 1, 2, 3].map(|second| Some((boot + second) as f64));
+    let counted = Shared::default();
+    assert_eq!(read(|| at(0, 60), &counted), after(0), "no clock of its own");
+    assert_eq!(read(|| at(BOOT, 120), &counted), after(BOOT), "the network told the time");
+    assert_eq!(read(|| at(BOOT + 30, 180), &counted), after(BOOT), "a small correction");
+    assert_eq!(read(|| at(BOOT + 9_000, 7_200), &counted), after(BOOT), "two hours later");
+    let counted = Shared::default();
+    assert_eq!(read(|| at(BOOT, 60), &counted), after(BOOT));
+    assert_eq!(read(|| at(BOOT - 600, 120), &counted), after(BOOT - 600), "it was ahead");
 }
 
 fn events(out: &mut Batch) -> Vec<Event> {

@@ -9,7 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, Mode, OFlags, major, minor};
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::superblock::{self, Superblock};
@@ -26,6 +27,8 @@ const VOL_DATA_BYTES: u64 = 16 << 10;
 const UDEV_BYTES: u64 = 64 << 10;
 /// Bytes of the state file; 256 volumes take some sixty thousand.
 const STATE_BYTES: u64 = 256 << 10;
+/// `f_type` of btrfs (statfs(2)).
+const BTRFS: i64 = 0x9123_683e;
 /// A filesystem that says it is older was made with a clock that was not set: 2001.
 const EARLIEST: u64 = 978_307_200;
 
@@ -246,8 +249,7 @@ fn look_at_mount(host: &Host, device: &Device, seen: &mut Seen) -> io::Result<()
     let path = host.path(host.resolve(&device.mount_point)?);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = rustix::fs::open(path, flags, Mode::empty())?;
-    let dev = rustix::fs::fstat(&folder)?.st_dev;
-    if (major(dev), minor(dev)) != device.majmin {
+    if !is_the_mount(&folder, device)? {
         return Err(io::Error::other("the mount is not seen from here"));
     }
     let fs = rustix::fs::fstatvfs(&folder)?;
@@ -257,6 +259,23 @@ fn look_at_mount(host: &Host, device: &Device, seen: &mut Seen) -> io::Result<()
         seen.created = read::born(&folder, Path::new(""));
     }
     Ok(())
+}
+
+/// Whether this folder is that of the device's mount, and not the one below it, where the mount is not seen. The files of a
+/// btrfs have the number of their subvolume, which no mountinfo tells: there the kind of the filesystem has to do, and that
+/// something is mounted, which kernels before 5.8 do not say. A node's own disk is often a btrfs as well.
+fn is_the_mount(folder: &OwnedFd, device: &Device) -> io::Result<bool> {
+    if device.fstype != "btrfs" {
+        let dev = rustix::fs::fstat(folder)?.st_dev;
+        return Ok((major(dev), minor(dev)) == device.majmin);
+    }
+    #[expect(clippy::useless_conversion, reason = "the type differs between processors")]
+    let kind = i64::from(rustix::fs::fstatfs(folder)?.f_type);
+    let said = rustix::fs::statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::empty()).ok();
+    let said = said.filter(|said| said.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT));
+    let is_below =
+        said.is_some_and(|said| !said.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    Ok(kind == BTRFS && !is_below)
 }
 
 /// What the beginning of the device says.
@@ -434,6 +453,10 @@ mod tests {
         assert_eq!((seen.space, seen.created, seen.uuid), (None, None, None));
         assert_eq!(seen.failures.len(), 1, "{:?}", seen.failures);
         assert_eq!(seen.handle.as_deref(), Some("pvc-9"), "the end of a path");
+        let mut btrfs = device("/staged/globalmount", "/dev/none", (0, 45));
+        btrfs.fstype = "btrfs".into();
+        let seen = look(&host, &btrfs);
+        assert_eq!((seen.space, seen.failures.len()), (None, 1), "{:?}", seen.failures);
     }
 
     #[test]

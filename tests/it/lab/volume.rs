@@ -112,6 +112,16 @@ impl Volume {
         self.mount();
     }
 
+    /// The same with btrfs, whose files do not have the number of their mount.
+    #[track_caller]
+    pub(crate) fn make_btrfs(&mut self) {
+        self.unmount();
+        run("mkfs.btrfs", ["-q".as_ref(), "-f".as_ref(), self.device.as_os_str()]);
+        let args = ["-t".as_ref(), "btrfs".as_ref(), self.device.as_os_str()];
+        run("mount", args.into_iter().chain([self.point.as_os_str()]));
+        self.mounted = true;
+    }
+
     /// Copies the device as it is, as a backup of its blocks does; mounts it again.
     #[track_caller]
     pub(crate) fn save(&mut self) -> PathBuf {
