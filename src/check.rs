@@ -35,6 +35,8 @@ use crate::verdict::{self, Health, MEASURES, Topic, Verdict};
 const ASK: Duration = Duration::from_secs(2);
 /// How long its port may take, once it has answered on the socket.
 const KNOCK: Duration = Duration::from_millis(500);
+/// What is left for judging and printing when another node's agent does not answer.
+const SAYING: Duration = Duration::from_millis(200);
 /// How long looking at the node may take.
 const DETECT: Duration = Duration::from_secs(3);
 /// What a round takes beside its calls: the samplers' first wait, judging, and a margin.
@@ -184,13 +186,13 @@ pub async fn look(config: &Config, profile: Profile, until: Instant) -> Seen {
 
 /// What an agent on another node, or on a port, says; its silence is a finding.
 pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
+    let place = place(host, port);
+    // Its silence is said before the deadline, at which this node would be to blame.
+    let until = until.checked_sub(SAYING).unwrap_or(until);
     match ask(Agent::Port(host, port), until).await {
-        Ok(status) => {
-            let figures = Some(format!("{host}:{port}"));
-            Seen { status, by: SaidBy::Agent, figures, notes: Vec::new() }
-        }
+        Ok(status) => Seen { status, by: SaidBy::Agent, figures: Some(place), notes: Vec::new() },
         Err(error) => {
-            let what = format!("the agent on {host}:{port}");
+            let what = format!("the agent on {place}");
             let health = match error {
                 NoAnswer::NoAgent(_) | NoAnswer::Silent(_) => Health::Critical,
                 // It lives, but does not talk to us: a password, a certificate, another program.
@@ -204,6 +206,11 @@ pub async fn look_from_afar(host: &str, port: u16, until: Instant) -> Seen {
             Seen { status, by: SaidBy::Nobody, figures: None, notes: Vec::new() }
         }
     }
+}
+
+/// A host and a port as they are written, for a person and for a command line.
+fn place(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn verdict_on_agent(health: Health, what: &str, figure: String) -> Verdict {
@@ -358,7 +365,8 @@ impl Seen {
     }
 }
 
-/// Puts the user's limits in place of the table's.
+/// Puts the user's limits in place of the table's. For the severity without a limit of the user's own the verdict stands as it
+/// is: it may go by more than this figure.
 fn judge_anew(verdict: &mut Verdict, warning: &[Limit], critical: &[Limit]) {
     let Some(measure) = &mut verdict.measure else { return };
     let of =
@@ -372,13 +380,15 @@ fn judge_anew(verdict: &mut Verdict, warning: &[Limit], critical: &[Limit]) {
             *own = range.to_string();
         }
     }
-    let bad = |range: &str| range.parse::<Range>().is_ok_and(|range| range.is_bad(measure.value));
-    verdict.health = if bad(&measure.critical) {
-        Health::Critical
-    } else if bad(&measure.warning) {
-        Health::Warning
-    } else {
-        Health::Ok
+    let is_critical = match crit {
+        Some(range) => range.is_bad(measure.value),
+        None => verdict.health == Health::Critical,
+    };
+    verdict.health = match warn {
+        _ if is_critical => Health::Critical,
+        Some(range) if range.is_bad(measure.value) => Health::Warning,
+        Some(_) => Health::Ok,
+        None => verdict.health.min(Health::Warning),
     };
     let said = [("warning", &measure.warning), ("critical", &measure.critical)];
     let said = said.iter().filter(|(_, range)| !range.is_empty());
@@ -416,16 +426,21 @@ mod tests {
             warning: "0.05".into(),
             critical: "0.25".into(),
         };
-        let health = if value > 0.05 { Health::Warning } else { Health::Ok };
+        let health = match value {
+            v if v > 0.25 => Health::Critical,
+            v if v > 0.05 => Health::Warning,
+            _ => Health::Ok,
+        };
         let (what, alert) = ("syncs".into(), "ControlPlaneDiskSyncSlow".into());
         let (figure, limit) = (format!("{value} s"), "warning above 50 ms".into());
         Verdict { topic: Topic::Disk, health, what, figure, limit, alert, measure: Some(measure) }
     }
 
+    fn limits(texts: &[&str]) -> Vec<Limit> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     fn judged(value: f64, warning: &[&str], critical: &[&str]) -> (Health, String) {
-        let limits = |texts: &[&str]| -> Vec<Limit> {
-            texts.iter().map(|text| text.parse().unwrap()).collect()
-        };
         let seen =
             seen(vec![sync(value)]).narrowed(Profile::Disk, &limits(warning), &limits(critical));
         (seen.status.health, seen.status.verdicts[0].limit.clone())
@@ -443,6 +458,34 @@ mod tests {
             (Health::Warning, "warning above 50 ms".into())
         );
         assert_eq!(judged(0.1, &["sync_p90=0.2"], &[]).1, "warning 0.2 s, critical 0.25 s");
+    }
+
+    #[test]
+    fn a_limit_of_one_severity_leaves_the_other_as_it_was_judged() {
+        let judged = |health, warning: &[&str], critical: &[&str]| {
+            let verdict = Verdict { health, ..sync(0.1) };
+            let seen = seen(vec![verdict]);
+            seen.narrowed(Profile::Disk, &limits(warning), &limits(critical)).status.health
+        };
+        let (strict, lax): (&[&str], &[&str]) = (&["sync_p90=0.01"], &["sync_p90=100"]);
+        // The table's own range would warn: another figure, or its age, has decided otherwise.
+        assert_eq!(judged(Health::Ok, &[], lax), Health::Ok);
+        assert_eq!(judged(Health::Warning, &[], lax), Health::Warning);
+        assert_eq!(judged(Health::Critical, &[], lax), Health::Warning);
+        assert_eq!(judged(Health::Ok, &[], strict), Health::Critical);
+        // And it would not be critical.
+        assert_eq!(judged(Health::Critical, lax, &[]), Health::Critical);
+        assert_eq!(judged(Health::Warning, lax, &[]), Health::Ok);
+        assert_eq!(judged(Health::Ok, strict, &[]), Health::Warning);
+        assert_eq!(judged(Health::Critical, lax, lax), Health::Ok);
+    }
+
+    #[test]
+    fn a_host_that_is_an_address_of_ipv6_stands_in_brackets() {
+        assert_eq!(place("fd00::1", 10379), "[fd00::1]:10379");
+        assert_eq!(place("fe80::1%eth0", 10379), "[fe80::1%eth0]:10379");
+        assert_eq!(place("cp-1", 10379), "cp-1:10379");
+        assert_eq!(place("10.0.0.1", 10379), "10.0.0.1:10379");
     }
 
     #[test]

@@ -341,6 +341,7 @@ fn inspect(config: &Config) -> anyhow::Result<()> {
 fn serve(config: Config, flags: Flags) -> anyhow::Result<()> {
     let _log = start_log(&config.log)?;
     log_panics();
+    raise_file_limit();
     let passed = passed_sockets()?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
@@ -500,17 +501,26 @@ fn wait_for_signals(
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => {
-                    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-                    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec / 1_000);
-                    notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::MonotonicUsec(micros)]);
-                    let (answer, answered) = oneshot::channel();
-                    if reload.send(answer).await.is_ok() {
-                        // The outcome has been logged.
-                        drop(answered.await);
-                    }
-                    notify(&[sd_notify::NotifyState::Ready]);
+                _ = hangup.recv() => {}
+            }
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec / 1_000);
+            notify(&[
+                sd_notify::NotifyState::Reloading,
+                sd_notify::NotifyState::MonotonicUsec(micros),
+            ]);
+            let reloaded = async {
+                let (answer, answered) = oneshot::channel();
+                if reload.send(answer).await.is_ok() {
+                    // The outcome has been logged.
+                    drop(answered.await);
                 }
+            };
+            // A disk that hangs makes a reload long, and whoever stops the agent waits ten seconds.
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = reloaded => notify(&[sd_notify::NotifyState::Ready]),
             }
         }
         tracing::info!("stopping");
@@ -531,6 +541,21 @@ async fn keep_watchdog_fed() {
 fn notify(state: &[sd_notify::NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Allows as many open files as the clients of all doors may take, and the samplers beside them: each door has 512, and the
+/// usual limit is 1,024. Children inherit it; they open few files, so none gets a number that is too high for `select(2)`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const FILES: u64 = 8_192;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(FILES, |most| most.min(FILES));
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 }
 

@@ -1,10 +1,12 @@
 //! Who is connected at one door, and who has to leave when it is full.
 //!
-//! A connection that is kept alive between two scrapes is idle, and so is one that only takes a place. When there is
-//! no room for somebody new, the one that has been idle longest goes: a scraper that it hits connects again, while
-//! nobody can shut the others out by staying. A request under way is never cut off for it.
+//! A connection that is kept alive between two scrapes is idle, and so is one that only takes a place, or that does not
+//! take its answer. When there is no room for somebody new, the one that has been idle longest goes: a scraper that it
+//! hits connects again, while nobody can shut the others out by staying. A request that waits for its answer is never cut
+//! off for it, and who takes an answer slowly is idle only since its last part.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,10 +32,12 @@ struct All {
 
 #[derive(Debug)]
 struct State {
-    /// Requests under way.
+    /// Requests that wait for their answer.
     busy: u32,
-    /// Since when nothing was under way.
+    /// Since when nothing has waited, and no part of an answer was taken.
     idle: Instant,
+    /// Whether it is on its way out.
+    leaves: bool,
     leave: Arc<Notify>,
 }
 
@@ -43,11 +47,13 @@ pub(super) struct Guest {
     guests: Arc<Guests>,
     number: u64,
     leave: Arc<Notify>,
+    /// Bytes that have come since the last request began.
+    unasked: AtomicUsize,
     /// Given back after the guest is off the list.
     _place: OwnedSemaphorePermit,
 }
 
-/// A request under way; it ends when this is dropped.
+/// A request that waits for its answer; it does no more when this is dropped.
 #[derive(Debug)]
 pub(super) struct UnderWay(Arc<Guest>);
 
@@ -66,7 +72,9 @@ impl Guests {
         let place = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => place,
             Err(_) => {
-                self.longest_idle()?.notify_one();
+                if !self.send_away() {
+                    return None;
+                }
                 let free = Arc::clone(&self.places).acquire_owned();
                 timeout(LEAVING, free).await.ok()?.ok()?
             }
@@ -75,15 +83,22 @@ impl Guests {
         let mut all = self.all();
         let number = all.next;
         all.next += 1;
-        let state = State { busy: 0, idle: Instant::now(), leave: Arc::clone(&leave) };
+        let idle = Instant::now();
+        let state = State { busy: 0, idle, leaves: false, leave: Arc::clone(&leave) };
         all.guests.insert(number, state);
-        Some(Arc::new(Guest { guests: Arc::clone(self), number, leave, _place: place }))
+        let (guests, unasked) = (Arc::clone(self), AtomicUsize::new(0));
+        Some(Arc::new(Guest { guests, number, leave, unasked, _place: place }))
     }
 
-    fn longest_idle(&self) -> Option<Arc<Notify>> {
-        let all = self.all();
-        let idle = all.guests.values().filter(|guest| guest.busy == 0);
-        idle.min_by_key(|guest| guest.idle).map(|guest| Arc::clone(&guest.leave))
+    /// Tells the one who has been idle longest to leave, and the next one when that one takes its time. False when nobody
+    /// is idle.
+    fn send_away(&self) -> bool {
+        let mut all = self.all();
+        let idle = all.guests.values_mut().filter(|guest| guest.busy == 0 && !guest.leaves);
+        let Some(guest) = idle.min_by_key(|guest| guest.idle) else { return false };
+        guest.leaves = true;
+        guest.leave.notify_one();
+        true
     }
 
     /// Waits until everybody has gone.
@@ -96,6 +111,7 @@ impl Guests {
 impl Guest {
     /// A request begins.
     pub(super) fn begin(self: &Arc<Self>) -> UnderWay {
+        self.unasked.store(0, Ordering::Relaxed);
         if let Some(state) = self.guests.all().guests.get_mut(&self.number) {
             state.busy += 1;
         }
@@ -107,7 +123,19 @@ impl Guest {
         self.leave.notified().await;
     }
 
-    /// Whether a request is under way.
+    /// So many bytes have come; gives how many since the last request began.
+    pub(super) fn came(&self, bytes: usize) -> usize {
+        self.unasked.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    /// A part of an answer was taken.
+    pub(super) fn took(&self) {
+        if let Some(state) = self.guests.all().guests.get_mut(&self.number) {
+            state.idle = Instant::now();
+        }
+    }
+
+    /// Whether a request waits for its answer.
     pub(super) fn is_busy(&self) -> bool {
         self.guests.all().guests.get(&self.number).is_some_and(|state| state.busy > 0)
     }
@@ -159,5 +187,29 @@ mod tests {
         let scraper = stays(scraper);
         assert!(guests.admit().await.is_some());
         assert!(scraper.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_an_answer_slowly_is_not_the_one_that_goes() {
+        let guests = Guests::new(2);
+        let slow = guests.admit().await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let deaf = stays(guests.admit().await.unwrap());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        slow.took();
+        let slow = stays(slow);
+        assert!(guests.admit().await.is_some());
+        assert!(deaf.is_finished() && !slow.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_takes_its_time_to_leave_does_not_keep_the_next_one() {
+        let guests = Guests::new(2);
+        let _ends_a_request = guests.admit().await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let other = stays(guests.admit().await.unwrap());
+        assert!(guests.admit().await.is_none());
+        assert!(guests.admit().await.is_some());
+        assert!(other.is_finished());
     }
 }

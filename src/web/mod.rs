@@ -10,10 +10,12 @@ pub mod lock;
 mod password;
 mod patience;
 mod port;
+mod room;
 pub mod socket;
 mod status;
 mod timeline;
 mod tls;
+mod watched;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::host::Facts;
 use crate::store::Store;
@@ -44,7 +47,9 @@ use guests::{Guest, Guests};
 use lock::Lock;
 use patience::Patience;
 pub use port::Port;
+use room::Room;
 use socket::Socket;
+use watched::Watched;
 
 /// A client that connects or begins a request, and has not sent all its headers by then, is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,8 +60,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// No more clients at a time; for one more the one goes that has been idle longest.
 const CONNECTIONS: usize = 512;
-/// No request has longer headers: with the most clients these are 32 MiB.
-const HEADER_BYTES: usize = 64 << 10;
+/// No request has longer headers: with the most clients of a door that all send them without an end these are 8 MiB.
+const HEADER_BYTES: usize = 16 << 10;
+/// The same on HTTP/2, where each header counts 32 bytes more and is kept by itself before the end has come: a list of short
+/// ones takes five times this, so 20 MiB with the most clients.
+const HEADER_LIST: u32 = 8 << 10;
 /// No more requests at a time on one connection of HTTP/2.
 const STREAMS: u32 = 16;
 
@@ -64,7 +72,9 @@ const STREAMS: u32 = 16;
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Asks for the configuration to be read again; the answer is the error's text.
-pub type Reload = oneshot::Sender<Result<(), String>>;
+pub type Reload = oneshot::Sender<Result<Pending, String>>;
+/// Sections of the configuration with a change that waits for a restart.
+pub type Pending = Vec<&'static str>;
 
 /// What the pages are made from.
 #[derive(Debug, Clone)]
@@ -80,7 +90,7 @@ pub struct App {
     /// The path of the figures.
     pub telemetry_path: String,
     /// Room for requests to the pages that cost something; none for any number.
-    room: Option<Arc<Semaphore>>,
+    room: Option<Arc<Room>>,
     ready: Arc<AtomicBool>,
 }
 
@@ -96,7 +106,7 @@ impl App {
         registry.register_collector(Box::new(Arc::clone(&store)));
         let (registry, ready) = (Arc::new(registry), Arc::default());
         let telemetry_path = web.telemetry_path.clone();
-        let room = (web.max_requests > 0).then(|| Arc::new(Semaphore::new(web.max_requests)));
+        let room = (web.max_requests > 0).then(|| Room::new(web.max_requests));
         Self { store, registry, facts, reload, telemetry_path, room, ready }
     }
 
@@ -144,12 +154,12 @@ pub fn locked(router: Router, lock: &Arc<Lock>) -> Router {
     }))
 }
 
-/// Answers 503 when too many requests are under way. One is until its answer is on its way as a whole.
-async fn few(room: Option<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+/// Answers 503 when too many requests are under way. One is until its answer is on its way, or nobody takes it.
+async fn few(room: Option<Arc<Room>>, request: Request, next: Next) -> Response {
     let Some(room) = room else { return next.run(request).await };
-    match room.try_acquire_owned() {
-        Ok(place) => next.run(request).await.map(|body| Body::new(Held::new(body, place))),
-        Err(_) => {
+    match room.enter() {
+        Some(place) => next.run(request).await.map(|body| Body::new(Held::new(body, place))),
+        None => {
             let text = "too many requests at a time (web.max_requests); try again later\n";
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
@@ -216,16 +226,26 @@ async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
 }
 
 async fn reload(State(app): State<App>) -> (StatusCode, String) {
+    const STOPPING: &str = "the agent is stopping\n";
     let (answer, answered) = oneshot::channel();
-    if app.reload.send(answer).await.is_err() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n".into());
+    // Nobody waits for room to wait: enough clients that do would leave none for others.
+    if let Err(error) = app.reload.try_send(answer) {
+        let why = match error {
+            TrySendError::Full(_) => "a reload is under way; ask again when it is done\n",
+            TrySendError::Closed(_) => STOPPING,
+        };
+        return (StatusCode::SERVICE_UNAVAILABLE, why.into());
     }
     match answered.await {
-        Ok(Ok(())) => (StatusCode::OK, "reloaded\n".into()),
+        Ok(Ok(pending)) if pending.is_empty() => (StatusCode::OK, "reloaded\n".into()),
+        Ok(Ok(pending)) => {
+            let sections = pending.join(", ");
+            (StatusCode::OK, format!("reloaded, but changes of {sections} need a restart\n"))
+        }
         Ok(Err(error)) => {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("kept the old configuration: {error}\n"))
         }
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n".into()),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, STOPPING.into()),
     }
 }
 
@@ -314,10 +334,12 @@ pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<b
                 };
                 // A client that goes away, or speaks something else, is nobody's news.
                 match client {
-                    Ok(client) if client.http2 => {
-                        serve_http2(client.wire, router, &guest, stop).await;
+                    Ok(Client { wire, http2: true }) => {
+                        serve_http2(Watched::new(wire, &guest), router, &guest, stop).await;
                     }
-                    Ok(client) => serve_http1(client.wire, router, &guest, stop).await,
+                    Ok(Client { wire, http2: false }) => {
+                        serve_http1(Watched::new(wire, &guest), router, &guest, stop).await;
+                    }
                     Err(error) => tracing::debug!(%error, "a client was not let in"),
                 }
             };
@@ -331,7 +353,7 @@ pub async fn serve<D: Door>(door: D, router: Router, mut stop: watch::Receiver<b
 }
 
 async fn serve_http1(
-    wire: Box<dyn Wire>,
+    wire: Watched,
     router: Router,
     guest: &Arc<Guest>,
     stop: watch::Receiver<bool>,
@@ -343,7 +365,12 @@ async fn serve_http1(
         begun.done();
         let under_way = asking.begin();
         let answer = pages.call(request);
-        async move { answer.await.map(|answer| answer.map(|body| Held::new(body, under_way))) }
+        async move {
+            let answer = answer.await;
+            // From here on it is the client that takes its time.
+            drop(under_way);
+            answer
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -373,7 +400,7 @@ async fn serve_http1(
 
 /// Here a connection carries several requests and talks between them, so it is the requests that are watched.
 async fn serve_http2(
-    wire: Box<dyn Wire>,
+    wire: Watched,
     router: Router,
     guest: &Arc<Guest>,
     stop: watch::Receiver<bool>,
@@ -382,14 +409,18 @@ async fn serve_http2(
     let (busy, seen) = patience::busy();
     let asking = Arc::clone(guest);
     let service = service_fn(move |request| {
-        let begun = (busy.begin(), asking.begin());
+        let (begun, under_way) = (busy.begin(), asking.begin());
         let answer = pages.call(request);
-        async move { answer.await.map(|answer| answer.map(|body| Held::new(body, begun))) }
+        async move {
+            let answer = answer.await;
+            drop(under_way);
+            answer.map(|answer| answer.map(|body| Held::new(body, begun)))
+        }
     });
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
-        .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(HEADER_LIST)
         .serve_connection(TokioIo::new(wire), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -404,7 +435,8 @@ async fn serve_http2(
                 return;
             }
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // As above, or it would stay as long as it likes.
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
         }
         () = stopped(stop) => {
             connection.as_mut().graceful_shutdown();
@@ -423,14 +455,157 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tower::ServiceExt;
 
     use super::*;
 
+    /// A door through which clients of HTTP/2 come in.
+    struct Hall(tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>);
+
+    impl Door for Hall {
+        type Raw = DuplexStream;
+        const STAY: Duration = Duration::MAX;
+
+        async fn next(&self) -> std::io::Result<DuplexStream> {
+            let next = self.0.lock().await.recv().await;
+            next.ok_or_else(|| std::io::ErrorKind::NotConnected.into())
+        }
+
+        fn welcome(
+            &self,
+            raw: DuplexStream,
+        ) -> impl Future<Output = std::io::Result<Client>> + Send + 'static {
+            std::future::ready(Ok(Client { wire: Box::new(raw), http2: true }))
+        }
+    }
+
+    /// An agent whose one page says that it is healthy.
+    struct Served {
+        door: mpsc::Sender<DuplexStream>,
+        _stop: watch::Sender<bool>,
+    }
+
+    impl Served {
+        fn start() -> Self {
+            let (door, clients) = mpsc::channel(1);
+            let (stop, stopped) = watch::channel(false);
+            let pages = Router::new().route("/", get(async || "healthy\n"));
+            tokio::spawn(serve(Hall(tokio::sync::Mutex::new(clients)), pages, stopped));
+            Self { door, _stop: stop }
+        }
+
+        /// A client that has said who it is: its window for each answer is so many bytes.
+        async fn connect(&self, window: u32) -> DuplexStream {
+            let (mut client, server) = duplex(32 << 10);
+            self.door.send(server).await.unwrap();
+            let settings: [u8; 11] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4];
+            let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+            let all = [&hello[..], &settings[..], &window.to_be_bytes()[..]].concat();
+            client.write_all(&all).await.unwrap();
+            client
+        }
+
+        /// A client that has asked for the page.
+        async fn ask(&self, window: u32) -> DuplexStream {
+            let mut client = self.connect(window).await;
+            let request = [0, 0, 6, HEADERS, 5, 0, 0, 0, 1, 0x82, 0x87, 0x84, 1, 1, b'x'];
+            client.write_all(&request).await.unwrap();
+            client
+        }
+
+        /// Clients that have asked, and whose windows are shut: they take no byte of the answer.
+        async fn deaf(&self, number: usize) -> Vec<DuplexStream> {
+            let mut all = Vec::new();
+            for _ in 0..number {
+                let mut client = self.ask(0).await;
+                frame(&mut client, HEADERS).await.unwrap();
+                all.push(client);
+            }
+            all
+        }
+    }
+
+    /// Kinds of frames.
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const CONTINUATION: u8 = 9;
+
+    /// The content of the next frame of this kind; none when the connection ends before.
+    async fn frame(client: &mut DuplexStream, kind: u8) -> Option<Vec<u8>> {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.ok()?;
+            let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+            let mut content = vec![0; length];
+            client.read_exact(&mut content).await.ok()?;
+            if head[3] == kind {
+                return Some(content);
+            }
+        }
+    }
+
+    /// Opens the window of the first request by so many bytes.
+    async fn take(client: &mut DuplexStream, bytes: u8) {
+        client.write_all(&[0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0, bytes]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn clients_that_do_not_take_their_answers_lock_nobody_out() {
+        let agent = Served::start();
+        let mut deaf = agent.deaf(CONNECTIONS).await;
+        let mut scrapers = Vec::new();
+        for longest in &mut deaf[..20] {
+            let mut scraper = agent.ask(1_000).await;
+            assert_eq!(frame(&mut scraper, DATA).await.as_deref(), Some(&b"healthy\n"[..]));
+            assert_eq!(frame(longest, DATA).await, None, "it has gone");
+            scrapers.push(scraper);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_taken_slowly_is_not_cut_off_for_somebody_new() {
+        let agent = Served::start();
+        let mut slow = agent.deaf(1).await.remove(0);
+        let mut deaf = agent.deaf(CONNECTIONS - 1).await;
+        take(&mut slow, 1).await;
+        assert_eq!(frame(&mut slow, DATA).await.as_deref(), Some(&b"h"[..]));
+        let mut scraper = agent.ask(1_000).await;
+        assert_eq!(frame(&mut scraper, DATA).await.as_deref(), Some(&b"healthy\n"[..]));
+        assert_eq!(frame(&mut deaf[0], DATA).await, None);
+        take(&mut slow, 100).await;
+        assert_eq!(frame(&mut slow, DATA).await.as_deref(), Some(&b"ealthy\n"[..]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_without_an_end_are_cut_off_before_they_are_many() {
+        let agent = Served::start();
+        let started = tokio::time::Instant::now();
+        let mut client = agent.connect(1_000).await;
+        // One header whose value is a mebibyte long, in frames of 16,000 bytes of which none is the last.
+        let begin = [0, 1, b'x', 0x7f, 0x81, 0xff, 0x3f];
+        let mut sent = 0;
+        for kind in [HEADERS].into_iter().chain([CONTINUATION; 4]) {
+            let mut content = vec![b'a'; 16_000];
+            if kind == HEADERS {
+                content[..begin.len()].copy_from_slice(&begin);
+            }
+            let head = [0, 0x3e, 0x80, kind, 0, 0, 0, 0, 1];
+            let frame = [&head[..], &content[..]].concat();
+            if client.write_all(&frame).await.is_err() {
+                break;
+            }
+            sent += 1;
+        }
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(sent < 5, "all was taken in");
+        assert!(started.elapsed() < HEADER_TIMEOUT / 2, "{:?}", started.elapsed());
+    }
+
     #[tokio::test]
     async fn one_request_too_many_is_told_so_and_a_place_is_free_when_an_answer_has_been_read() {
-        let room = Arc::new(Semaphore::new(2));
-        let room = Some(room);
+        let room = Some(Room::new(2));
         let pages = Router::new().route("/", get(async || "figures")).route_layer(
             axum::middleware::from_fn(move |request, next| few(room.clone(), request, next)),
         );

@@ -326,6 +326,22 @@ fn from_afar_it_asks_over_http_and_a_refused_connection_is_critical() {
 }
 
 #[test]
+fn an_agent_afar_that_is_silent_is_named_before_the_deadline() {
+    let _lab = lab::together();
+    // The kernel takes the connection, and nobody ever says a word.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for seconds in ["1", "2"] {
+        let said = check(&["-H", "127.0.0.1", "-p", &port.to_string(), "-t", seconds]);
+        assert_eq!(said.code, 2, "{said:?}");
+        let expected = format!(
+            "CONTROLPLANE CRITICAL: the agent on 127.0.0.1:{port}: does not answer within "
+        );
+        assert!(said.first_line().starts_with(&expected), "{said:?}");
+    }
+}
+
+#[test]
 fn a_password_on_the_port_does_not_lock_the_check_out() {
     let _lab = lab::together();
     let folder = temp_dir("check");

@@ -724,6 +724,157 @@ fn a_reload_takes_both_files_or_neither() {
     assert_eq!(ok(), Some(1.0));
 }
 
+/// An agent that reads a configuration file for which nobody answers, as on a disk that hangs: a reload takes the three
+/// seconds after which it gives up.
+fn slow_to_reload() -> Agent {
+    let agent = Agent::start("snap: {enabled: false}\n");
+    std::fs::remove_file(agent.config_file()).unwrap();
+    process::run("mkfifo", [agent.config_file().to_str().unwrap()]);
+    agent
+}
+
+#[test]
+fn six_hundred_clients_that_want_a_reload_share_two_and_hold_up_nobody() {
+    let _turn = lab::together();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit })
+        .unwrap();
+    let agent = slow_to_reload();
+    let started = Instant::now();
+    let clients: Vec<_> = (0..600)
+        .map(|_| {
+            let mut stream = TcpStream::connect(agent.address()).unwrap();
+            stream.set_read_timeout(Some(10 * SECOND)).unwrap();
+            stream.write_all(b"POST /-/reload HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for _ in 0..10 {
+        let asked = Instant::now();
+        assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
+        assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    }
+    let answers: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            let mut part = [0; 1024];
+            let n = client.read(&mut part).unwrap_or_default();
+            String::from_utf8_lossy(&part[..n]).into_owned()
+        })
+        .collect();
+    let told = |answer: &&String| {
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("a reload is under way; ask again")
+    };
+    let told = answers.iter().filter(told).count();
+    assert!(told > 400, "{told} were told to ask again");
+    // Those of the reload under way, and those that waited for the next.
+    let reloaded = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 500 ")).count();
+    assert!((2..60).contains(&reloaded), "{reloaded} had a reload's answer");
+    assert!(started.elapsed() < 12 * SECOND, "{:?}", started.elapsed());
+    let reloads = agent.log().matches("the old one stays").count();
+    assert!((2..=3).contains(&reloads), "{reloads} reloads\n{}", agent.log());
+}
+
+#[test]
+fn who_stops_the_agent_does_not_wait_for_a_reload() {
+    let _turn = lab::together();
+    let mut agent = slow_to_reload();
+    let address = agent.address();
+    let waiting = std::thread::spawn(move || {
+        drop(http::request(address, "POST", "/-/reload", &[], 10 * SECOND));
+    });
+    std::thread::sleep(SECOND / 2);
+    // It waits for the one under way to end, and for its own: five seconds and more.
+    agent.signal(Signal::HUP);
+    std::thread::sleep(SECOND / 4);
+    assert_eq!(agent.stop(4 * SECOND).code(), Some(0));
+    waiting.join().unwrap();
+}
+
+/// The answer to one request for the figures over a kept connection.
+fn figures(stream: &mut TcpStream) -> Scrape {
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let n = stream.read(&mut part).unwrap();
+        assert!(n > 0, "closed after {} bytes", bytes.len());
+        bytes.extend_from_slice(&part[..n]);
+        let Ok(text) = std::str::from_utf8(&bytes) else { continue };
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if body.len() == length.unwrap().parse::<usize>().unwrap() {
+            return Scrape::parse(body).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_agent_without_a_descriptor_left_does_not_call_its_target_down() {
+    const UP: &str = "controlplane_apiserver_up";
+    let _turn = lab::together();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let target = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The agent may have hung up.
+            let request = stream.read(&mut [0; 1024]);
+            drop(request);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok();
+        }
+    });
+    let config = format!(
+        "apiserver: {{urls: {{balancer: 'http://{target}/'}}, interval: 200ms, timeout: 1s}}\n"
+    );
+    let through = ["prlimit", "--nofile=64:64"].map(str::to_owned).into();
+    let agent = Agent::start_with(Options { config, through, ..Options::default() });
+    let name = [("target", "balancer")];
+    agent.wait_value(UP, &name, 1.0, 10 * SECOND);
+    let mut kept = TcpStream::connect(agent.address()).unwrap();
+    kept.set_read_timeout(Some(10 * SECOND)).unwrap();
+    figures(&mut kept);
+    let many: Vec<_> = (0..150).map(|_| TcpStream::connect(agent.address()).unwrap()).collect();
+    // Not even the last verdict stays.
+    lab::wait_for("a run that failed", 9 * SECOND, || {
+        let scrape = figures(&mut kept);
+        let verdict = scrape.value(UP, &name);
+        assert_ne!(verdict, Some(0.0));
+        let ran = scrape.value("controlplane_sampler_up", &[("sampler", "apiserver")]);
+        if (ran, verdict) == (Some(0.0), None) { Ok(()) } else { Err(format!("{ran:?}")) }
+    });
+    drop(many);
+    agent.wait_value(UP, &name, 1.0, 15 * SECOND);
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
+    let _turn = lab::together();
+    for (given, wanted) in [("1024:4096", 4_096.0), ("1024:9000", 8_192.0), ("64:64", 64.0)] {
+        let through = vec!["prlimit".to_owned(), format!("--nofile={given}")];
+        let agent = Agent::start_with(Options { through, ..Options::default() });
+        agent.wait_value("process_max_fds", &[], wanted, 10 * SECOND);
+    }
+}
+
+#[test]
+fn headers_of_sixteen_kibibytes_are_too_long_and_those_of_a_token_are_not() {
+    let _turn = lab::together();
+    let agent = Agent::start("");
+    let status = |length: usize| {
+        let long = "a".repeat(length);
+        let headers = [("X-Big", long.as_str())];
+        http::request(agent.address(), "GET", "/-/healthy", &headers, 5 * SECOND).unwrap().status
+    };
+    assert_eq!((status(8_000), status(17_000)), (200, 431));
+    let web = Web::tls("");
+    let agent = web.agent();
+    let status = |length: usize| {
+        let header = format!("X-Big: {}", "a".repeat(length));
+        web.curl(agent.address(), "/-/healthy", &["--http2", "--header", &header]).status
+    };
+    assert_eq!(status(6_000), 200);
+    assert_ne!(status(9_000), 200);
+}
+
 #[test]
 fn a_mebibyte_of_headers_is_refused_and_nothing_breaks() {
     let _turn = lab::together();
