@@ -2,7 +2,7 @@
 
 from parts import (
     AGENT_SILENT, DQLITE_STATE, ETCD_STATE, EXPECTED_NOT_RUNNING, KINE_STATE, STATES, Board, Column, appeared,
-    describe, distribution, first_of, lanes, limits, lines, rows_of, steps_of,
+    describe, distribution, first_of, lanes, limits, lines, rows_of, steps_of, syncs_p90,
 )  # fmt: skip
 
 ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly|zfs_pool_suspended"
@@ -254,8 +254,7 @@ def first():
          f" or max_over_time(@fdatasync_datastore_inflight_seconds[%w])) > {stuck.value:g}", 22),
         ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w])'
          " or increase(@fdatasync_datastore_stalls_total[%w]))", 21),
-        ("histogram_quantile(0.9, sum by (%n, le) (rate(@fdatasync_duration_seconds_bucket[%w])))"
-         f" > {slow.value:g}", 20),
+        (f"{syncs_p90('%w')} > {slow.value:g}", 20),
     )  # fmt: skip
     disk = first_of(
         ("max by (%n) (max_over_time(@filesystem_readonly[%w]))", 32),
@@ -668,9 +667,9 @@ def settings():
         ),
         lines(
             "Time lost waiting for disk and memory",
-            describe("The share of time in which all processes that had work to do waited (full).",
+            describe("The share of the last five minutes in which all processes that had work to do waited (full).",
                      "disk above a few percent while syncs are slow", alert="ControlPlaneDiskSyncSlow"),
-            [('max by (%n, resource) (rate(@settings_pressure_seconds_total{share="full"}[%w]))', "{{instance}} {{resource}}")],
+            [('max by (%n, resource) (rate(@settings_pressure_seconds_total{share="full"}[5m]))', "{{instance}} {{resource}}")],
             "percentunit", size=(12, 8), none="the kernel does not count it", floor=0,
         ),
         lines(

@@ -3,7 +3,7 @@
 from parts import (
     AGENT_SILENT, DQLITE_STATE, ETCD_STATE, EXPECTED_NOT_RUNNING, GREEN, GREY, KINE_ALONE, MEMBER_STATES, ORANGE,
     PURPLE, RED, STATES, WATCHDOG, Board, Column, describe, firing, lanes, limits, lines, mappings, number, rows_of,
-    steps, steps_of,
+    steps, steps_of, syncs_p90,
 )  # fmt: skip
 
 VERDICT = {
@@ -155,14 +155,14 @@ def nodes():
                states={0: ("0", "transparent"), **{n: (str(n), RED) for n in range(1, 6)}}),
         Column("Restarts, 24 h", "max by (%n) (sum by (%n, unit) (increase(@systemd_unit_restarts_total[24h])))", decimals=0,
                rows=limits("ControlPlaneUnitRestarting", "restarts in 24 hours")),
-        Column("Sync p90, 15 min",
-               "max by (%n) (histogram_quantile(0.9, sum by (%n, path, device, le)"
-               " (rate(@fdatasync_duration_seconds_bucket[15m]))))",
-               unit="s", rows=limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
-        Column("Last I/O error",
-               "min by (%n) (time() - (@kernel_io_error_last_timestamp_seconds"
-               " or @fdatasync_device_error_last_timestamp_seconds))", unit="s",
-               rows=recent, decimals=0),
+        Column("Sync p90, 15 min", syncs_p90("15m"), unit="s",
+               rows=limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")),
+        # Without a label of its own the second source of a disk would give way to an older error in the kernel's log.
+        Column("Datastore I/O error",
+               "time() - max by (%n) (@kernel_io_error_last_timestamp_seconds"
+               " unless on (%n, device) @kernel_device_holds_datastore == 0"
+               " or label_replace(@fdatasync_device_error_last_timestamp_seconds, 'source', 'block', '', ''))",
+               unit="s", rows=recent, decimals=0),
         Column("Datastore disk left",
                'min by (%n) (@filesystem_avail_bytes{role="datastore"} / @filesystem_size_bytes{role="datastore"})',
                unit="percentunit", decimals=0, rows=limits("ControlPlaneDatastoreSpaceLow", "space left")),

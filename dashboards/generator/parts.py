@@ -72,6 +72,17 @@ def appeared(metric, by):
     )
 
 
+def syncs_p90(window):
+    """The slowest p90 of each node by the alert's rule: the probe is left out where the datastore's own syncs are seen."""
+    return (
+        "max by (%n) ("
+        f"histogram_quantile(0.9, sum by (%n, path, device, le) (rate(@fdatasync_duration_seconds_bucket[{window}])))"
+        " unless on (%n, device) @fdatasync_datastore_source_info"
+        " or histogram_quantile(0.9, sum by (%n, process, le)"
+        f' (rate(@fdatasync_datastore_duration_seconds_bucket{{file=~"wal|unknown"}}[{window}]))))'
+    )
+
+
 def first_of(*cases):
     """The code of the first case that holds: pairs of an expression that is above 0 when so, and the code."""
     return " or ".join(f"({expr} > 0) * 0 + {code}" for expr, code in cases)
@@ -510,7 +521,8 @@ ANNOTATIONS = [
     ("Unit restarts", ORANGE, "sum by (%n, unit) (increase(@systemd_unit_restarts_total[%w])) > 0",
      "Restart of {{unit}}", "systemd restarted {{unit}} on {{instance}}.", "instance,unit", True),
     ("Leader changes", BLUE,
-     "sum by (%n) (increase(@etcd_leader_changes_total[%w]) or increase(@dqlite_leader_changes_total[%w])) > 0",
+     # Filtered before the union: both have the same labels, and a side that stands still would hide the other.
+     "sum by (%n) (increase(@etcd_leader_changes_total[%w]) > 0 or increase(@dqlite_leader_changes_total[%w]) > 0)",
      "Leader change", "{{instance}} saw an election.", "instance", True),
     ("Agent restarts", PURPLE,
      "sum by (%n) (changes(@@process_start_time_seconds[%w]) and on (%n) @exporter_build_info) > 0",
