@@ -1,7 +1,7 @@
 # A static binary in an empty image. Without a daemon: buildah build --tag controlplane-exporter .
 #
 # Where no registry is in reach, the binary can come from outside instead of from the first stage:
-#   make image        (deploy/package.sh image: the stage `build` is replaced by a folder that holds the binary)
+#   make image        (deploy/package.sh image: the stage `build` is replaced by a folder that holds what is copied)
 
 ARG BUILDER=docker.io/library/rust:1.95-bookworm
 
@@ -19,6 +19,7 @@ ARG REVISION=
 RUN case ${TARGETARCH} in arm64) arch=aarch64 ;; *) arch=x86_64 ;; esac \
  && deploy/package.sh static $arch \
  && install -D target/static/$arch-unknown-linux-musl/release/controlplane-exporter /controlplane-exporter \
+ && install -d /run/controlplane-exporter \
  && if [ "$(uname -m)" = $arch ]; then /controlplane-exporter --version; fi
 
 FROM scratch AS final
@@ -31,6 +32,8 @@ LABEL org.opencontainers.image.title="controlplane-exporter" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /controlplane-exporter /controlplane-exporter
+# For the socket on which the health check asks: it does not know the address that an argument gives the agent.
+COPY --from=build --chown=65534:65534 /run/controlplane-exporter /run/controlplane-exporter
 # Nobody: what the host lets everybody read. Its files are mounted below /host with --path.rootfs=/host.
 USER 65534:65534
 EXPOSE 10379

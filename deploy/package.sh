@@ -97,13 +97,14 @@ deb() {
     --output "$dist/${name}_$version-1_$debian.deb"
 }
 
-# The first stage needs a registry; a folder that holds the finished binary stands in for it.
+# The first stage needs a registry; a folder that holds the finished binary, and the folder of its socket, stands in for it.
 image() {
   static
   rm -rf "$dist/image"
   install -D -m 755 "$binary" "$dist/image/$name"
+  install -d "$dist/image/run/$name"
   # A layer's bytes contain the times of its files.
-  touch --no-dereference --date="@$epoch" "$dist/image" "$dist/image/$name"
+  find "$dist/image" -exec touch --no-dereference --date="@$epoch" {} +
   buildah build --isolation chroot --format docker --timestamp "$epoch" --target final \
     --build-context "build=$dist/image" --build-arg "VERSION=$version" --build-arg "REVISION=${REVISION:-}" \
     --tag "$name:$version" --file Dockerfile .

@@ -457,6 +457,74 @@ fn a_pod_has_no_right_that_no_value_gave_it() {
     assert_eq!(rights(&["kernelLog.enabled=true"]), (0, true, Value::Null, vec![run]));
 }
 
+/// The variables of the pod that these values give, by name.
+fn variables(values: &str, settings: &[&str]) -> BTreeMap<String, String> {
+    let folder = lab::temp_dir("values");
+    let file = folder.path().join("values.yaml");
+    std::fs::write(&file, values).unwrap();
+    let mut args = vec!["--values", file.to_str().unwrap()];
+    args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let objects = valid(&helm_template(NAME, &args));
+    let with_value = |variable: &Value| {
+        Some((string(&variable["name"]).to_owned(), variable["value"].as_str()?.to_owned()))
+    };
+    list(&container(&objects)["env"]).iter().filter_map(with_value).collect()
+}
+
+#[test]
+fn samplers_that_could_only_fail_are_off() {
+    let _turn = lab::together();
+    let off = |settings: &[&str]| -> Vec<String> {
+        let switch = Regex::new("^CONTROLPLANE_EXPORTER__([A-Z_]+)__ENABLED$").unwrap();
+        let name = |(variable, value): (String, String)| {
+            assert_eq!(value, "false", "{variable}");
+            switch.captures(&variable).unwrap()[1].to_lowercase()
+        };
+        variables("", settings).into_iter().map(name).collect()
+    };
+    let without = |names: &[&str]| -> Vec<String> {
+        let all = [
+            "args",
+            "certificate",
+            "dqlite",
+            "etcd_snapshot",
+            "etcd",
+            "journal",
+            "kernel",
+            "kine",
+            "registry_keys",
+            "snap",
+            "volume",
+        ];
+        all.into_iter().filter(|name| !names.contains(name)).map(str::to_owned).collect()
+    };
+    assert_eq!(off(&[]), without(&[]));
+    assert_eq!(off(&["config.kine.endpoint=/run/kine.sock"]), without(&["kine"]));
+    // MicroK8s opens the files of these to a group.
+    let of_the_group = without(&["args", "dqlite", "kine"]);
+    assert_eq!(off(&["securityContext.supplementalGroups={998}"]), of_the_group);
+    assert_eq!(off(&["securityContext.runAsGroup=998"]), of_the_group);
+    assert_eq!(off(&["rootFiles.enabled=true"]), ["kernel"]);
+    assert_eq!(off(&["kernelLog.enabled=true"]), [""; 0]);
+}
+
+#[test]
+fn variables_arrive_as_they_were_written() {
+    let _turn = lab::together();
+    let values = "rootFiles: {enabled: true}\nkernelLog: {enabled: true}\nenv:\n  \
+        WHOLE: 8589934592\n  PART: 0.25\n  SWITCH: false\n  TIME: 30s\n  TEXT: \"1e3\"\n";
+    let found = variables(values, &["env.SET=8589934592"]);
+    let wanted = [
+        ("PART", "0.25"),
+        ("SET", "8589934592"),
+        ("SWITCH", "false"),
+        ("TEXT", "1e3"),
+        ("TIME", "30s"),
+        ("WHOLE", "8589934592"),
+    ];
+    assert_eq!(found, wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+}
+
 #[test]
 fn agents_on_hosts_get_a_service_and_no_pod() {
     let _turn = lab::together();

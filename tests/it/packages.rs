@@ -24,6 +24,8 @@ const TRIPLE: &str = "x86_64-unknown-linux-musl";
 const UNIT: &str = "controlplane-exporter.service";
 const SOCKET: &str = "controlplane-exporter-web.socket";
 const ROTATION: &str = "controlplane-exporter-credentials.path";
+/// What the drop-in `with-datastore-disk.conf` wants.
+const DISK: &str = "controlplane-exporter-disk@mnt-etcd.service";
 const PORT: u16 = 10379;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -155,6 +157,7 @@ fn unit_root(drop_ins: &[&str]) -> tempfile::TempDir {
         UNIT,
         "controlplane-exporter-credentials.path",
         "controlplane-exporter-credentials.service",
+        "controlplane-exporter-disk@.service",
         SOCKET,
     ] {
         std::fs::copy(deploy("systemd").join(unit), units.join(unit)).unwrap();
@@ -194,7 +197,7 @@ fn the_units_are_valid_and_exposed_no_more_than_is_said() {
         command
             .args(["verify", "--man=no", "--recursive-errors=no"])
             .arg(format!("--root={}", root.path().display()))
-            .args([UNIT, ROTATION, SOCKET]);
+            .args([UNIT, ROTATION, DISK, SOCKET]);
         let said = output(command, LIMIT);
         // It knows no key or value that it does not name here.
         let text = format!("{}{}", said.stdout, said.stderr);
@@ -568,6 +571,45 @@ fn every_sampler_works_under_the_hardening_where_root_alone_may_read() {
     });
 }
 
+/// The drop-in `with-datastore-disk.conf`, with a disk that hangs, without one and with one.
+#[track_caller]
+fn measures_a_disk_of_its_own(node: &Node) {
+    // What makes a directory on the datastore's disk may wait for that; the agent starts meanwhile.
+    let is = |property: &str, wanted: &str| {
+        wait_for("what makes the directory", LIMIT, || {
+            let now = node.container.show(DISK, property);
+            if now == wanted { Ok(()) } else { Err(now) }
+        });
+    };
+    let mounted = node.container.root().join("mnt/etcd");
+    std::fs::create_dir_all(&mounted).unwrap();
+    let hanging = node.container.root().join("etc/systemd/system").join(format!("{DISK}.d"));
+    std::fs::create_dir(&hanging).unwrap();
+    let lines =
+        "[Unit]\nConditionPathIsMountPoint=\n[Service]\nExecStart=\nExecStart=/bin/sleep 60\n";
+    std::fs::write(hanging.join("hanging.conf"), lines).unwrap();
+    node.drop_in("with-datastore-disk.conf");
+    for _ in 0..2 {
+        node.restart();
+        is("ActiveState", "activating");
+    }
+    node.container.systemctl(&["stop", DISK]);
+    std::fs::remove_dir_all(&hanging).unwrap();
+
+    // Where nothing is mounted it makes none, for that would be on the root disk.
+    node.restart();
+    is("ConditionResult", "no");
+    assert!(!mounted.join("controlplane-exporter").exists());
+
+    // A directory on a disk of its own belongs to the agent's user, whatever its number is.
+    node.exec(&["mount", "--bind", "/mnt/etcd", "/mnt/etcd"]);
+    node.restart();
+    let disk = [("path", "/mnt/etcd/controlplane-exporter")];
+    node.wait_until("the probe on the datastore's disk", |scrape| {
+        scrape.sum("controlplane_fdatasync_duration_seconds_count", &disk) > 0.0
+    });
+}
+
 #[test]
 fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
     let _turn = lab::together();
@@ -637,16 +679,17 @@ fn the_strict_drop_in_says_what_it_lost_and_credentials_bring_etcd_back() {
     assert!(plain.text().contains("HTTPS server"), "{}", plain.text());
     let locked = node.exec(&["controlplane-exporter", "check", "--self"]);
     assert!(locked.contains("OK"), "{locked}");
+    // Another web configuration: the path unit starts the agent anew, with a copy of this one.
+    node.container.systemctl(&["start", ROTATION]);
+    std::fs::write(web.join("web-config.yaml"), "http_server_config: {http2: false}\n").unwrap();
+    wait_for("the agent with the new web configuration", LIMIT, || {
+        let plain = node.container.get(PORT, "/metrics")?;
+        if plain.status == 200 { Ok(()) } else { Err(plain.text()) }
+    });
     let folder = format!("/etc/systemd/system/{UNIT}.d/web.conf");
     node.exec(&["rm", &folder]);
 
-    // A directory on a disk of its own belongs to the agent's user, whatever its number is.
-    node.drop_in("with-datastore-disk.conf");
-    node.restart();
-    let disk = [("path", "/mnt/etcd/controlplane-exporter")];
-    node.wait_until("the probe on the datastore's disk", |scrape| {
-        scrape.sum("controlplane_fdatasync_duration_seconds_count", &disk) > 0.0
-    });
+    measures_a_disk_of_its_own(&node);
 
     // Rotated certificates: the path unit starts the agent anew, and the copies are the new ones.
     node.container.systemctl(&["start", ROTATION]);
@@ -831,19 +874,20 @@ fn the_image_holds_the_binary_alone_and_runs_it_as_nobody() {
     // chroot isolation needs no daemon and no new namespaces; the user is that of the image.
     let container = run("buildah", ["from", &tag]);
     let container = container.trim();
-    // Its network is this machine's.
-    let listen =
+    // Its network is this machine's. The address of the agent is an argument, which the health check does not know.
+    let nobody =
         format!("CONTROLPLANE_EXPORTER__WEB__LISTEN_ADDRESS=127.0.0.1:{}", lab::free_port());
+    let listen = format!("--web.listen-address=127.0.0.1:{}", lab::free_port());
     let in_it = |args: &[&str]| {
         let mut command = bound_command(program("buildah"));
-        command.args(["run", "--isolation=chroot", "--env", &listen, container, "--"]);
+        command.args(["run", "--isolation=chroot", "--env", &nobody, container, "--"]);
         command.arg("/controlplane-exporter").args(args);
         command
     };
     let said = output(in_it(&["--version"]), LIMIT);
     // The health check, as the runtime starts it beside the agent: before it runs, and while it does.
     let without = output(in_it(&["check", "--self"]), LIMIT);
-    let mut agent = Daemon::start("the image", in_it(&[]), &folder.path().join("log"));
+    let mut agent = Daemon::start("the image", in_it(&[&listen]), &folder.path().join("log"));
     let with = wait_for("the health check", LIMIT, || {
         agent.check_alive()?;
         let said = output(in_it(&["check", "--self"]), LIMIT);

@@ -217,6 +217,7 @@ const OWNED: &[(&str, &str)] = &[
     ("systemd/controlplane-exporter-credentials.path", "packages: rotates a certificate"),
     ("systemd/controlplane-exporter-credentials.service", "packages: rotates a certificate"),
     ("systemd/controlplane-exporter-web.socket", "packages: boots with it"),
+    ("systemd/controlplane-exporter-disk@.service", "packages: makes the directory on a disk"),
     (
         "systemd/controlplane-exporter.service.d/",
         "packages: systemd-analyze, and the keys they set",

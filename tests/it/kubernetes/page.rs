@@ -5,6 +5,7 @@ use yaml_rust2::YamlLoader;
 
 use super::{NAME, helm_template, only, read, root, string, valid};
 use crate::lab;
+use crate::lab::process::run;
 
 /// The blocks of YAML.
 fn blocks() -> Vec<String> {
@@ -87,7 +88,14 @@ fn the_objects_of_the_page_fit_with_and_without_tls() {
 #[test]
 fn the_values_for_the_stack_name_what_the_stack_has() {
     // Looked up in its values.yaml; the stack itself is not installed here.
-    let known = ["kubeControllerManager", "kubeScheduler", "kubeProxy", "kubeEtcd", "defaultRules"];
+    let known = [
+        "kubeControllerManager",
+        "kubeScheduler",
+        "kubeProxy",
+        "kubeEtcd",
+        "defaultRules",
+        "alertmanager",
+    ];
     let rules = [
         "etcd",
         "kubeControllerManager",
@@ -95,20 +103,48 @@ fn the_values_for_the_stack_name_what_the_stack_has() {
         "kubeSchedulerAlerting",
         "kubeSchedulerRecording",
     ];
+    let mut switched_off = 0;
     for block in about("values of kube-prometheus-stack") {
         let values = YamlLoader::load_from_str(&block).unwrap().remove(0);
         for key in values.as_hash().unwrap().keys() {
             assert!(known.contains(&key.as_str().unwrap()), "{key:?}");
         }
-        for (key, value) in values["defaultRules"]["rules"].as_hash().unwrap() {
+        let Some(own) = values["defaultRules"]["rules"].as_hash() else { continue };
+        for (key, value) in own {
             assert!(rules.contains(&key.as_str().unwrap()), "{key:?}");
             assert_eq!(value.as_bool(), Some(false));
+            switched_off += 1;
         }
+    }
+    assert_eq!(switched_off, rules.len());
+}
+
+#[test]
+fn the_route_of_the_page_takes_both_watchdogs_and_nothing_else() {
+    let _turn = lab::together();
+    let block = about("values of kube-prometheus-stack").pop().unwrap();
+    let (_, routes) = block.split_once("      routes:\n").unwrap_or_else(|| panic!("{block}"));
+    // What the stack has around it.
+    let config = format!(
+        "route:\n  receiver: others\n  routes:\n{routes}receivers: [{{name: \"null\"}}, {{name: others}}]\n"
+    );
+    let folder = lab::temp_dir("alertmanager");
+    let file = folder.path().join("alertmanager.yaml");
+    std::fs::write(&file, config).unwrap();
+    let file = format!("--config.file={}", file.display());
+    for (alert, receiver) in [
+        ("Watchdog", "null"),
+        ("ControlPlaneWatchdog", "null"),
+        ("ControlPlaneUnitWatchdog", "others"),
+        ("ControlPlaneEtcdNoLeader", "others"),
+    ] {
+        let alert = format!("alertname={alert}");
+        assert_eq!(run("amtool", ["config", "routes", "test", &file, &alert]).trim(), receiver);
     }
 }
 
 #[test]
-fn the_rule_that_the_page_leaves_out_is_out() {
+fn the_rules_of_the_page_keep_the_alert_by_which_the_boards_know_them() {
     let _turn = lab::together();
     let block = about("values of controlplane-exporter").pop().unwrap();
     let folder = lab::temp_dir("values");
@@ -117,5 +153,5 @@ fn the_rule_that_the_page_leaves_out_is_out() {
     let objects = valid(&helm_template(NAME, &["--values", file.to_str().unwrap()]));
     let rules = super::rules(&only(&objects, "PrometheusRule")["spec"]["groups"]);
     let has = |name: &str| rules.iter().any(|(_, rule): &(String, Value)| rule["alert"] == name);
-    assert!(has("ControlPlaneEtcdNoLeader") && !has("ControlPlaneWatchdog"));
+    assert!(has("ControlPlaneEtcdNoLeader") && has("ControlPlaneWatchdog"));
 }

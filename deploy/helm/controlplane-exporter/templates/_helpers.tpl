@@ -73,6 +73,12 @@ release: {{ .Release.Name }}
 {{- if or .Values.rootFiles.enabled .Values.kernelLog.enabled .Values.syncProbe.enabled }}root{{ end }}
 {{- end }}
 
+{{/* Not empty where the pod has another user or group than by default: that of MicroK8s opens files which nobody may read. */}}
+{{- define "cpe.otherGroup" -}}
+{{- $ids := pick .Values.securityContext "runAsUser" "runAsGroup" "supplementalGroups" "fsGroup" -}}
+{{- if ne (toJson $ids) `{"runAsGroup":65534,"runAsUser":65534}` }}other{{ end }}
+{{- end }}
+
 {{/*
 Environment variables. Samplers that could only fail with the rights of this pod are switched off: an etcd that may not
 be asked looks like one that is down. Whoever has a section for one in `config` decides himself.
@@ -80,6 +86,7 @@ be asked looks like one that is down. Whoever has a section for one in `config` 
 {{- define "cpe.env" -}}
 {{- $env := dict -}}
 {{- $off := ternary (list) (list "etcd" "etcd_snapshot" "certificate" "registry_keys" "snap" "journal" "volume") (not (empty (include "cpe.root" .))) -}}
+{{- if not (or (include "cpe.root" .) (include "cpe.otherGroup" .)) }}{{ $off = concat $off (list "dqlite" "kine" "args") }}{{ end -}}
 {{- if not .Values.kernelLog.enabled }}{{ $off = append $off "kernel" }}{{ end -}}
 {{- range $off -}}
 {{- if not (hasKey $.Values.config .) -}}
@@ -88,7 +95,8 @@ be asked looks like one that is down. Whoever has a section for one in `config` 
 {{- end -}}
 {{- range $name, $value := mergeOverwrite $env .Values.env }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  {{- /* As text a large number would be written with an exponent, which the agent takes for no whole one. */}}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
 {{- end }}
 {{- end }}
 
