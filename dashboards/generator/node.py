@@ -102,7 +102,9 @@ def build():
             "Syncs longer than a second, in 10 minutes",
             describe("Each of them can cost the leader its lease.",
                      rows=limits("ControlPlaneDiskSyncStalls", "syncs above 1 s in 10 minutes")),
-            [('sum by (%n, device) (increase(@fdatasync_stalls_total{threshold="1"}[10m]))', "{{instance}} {{device}}")],
+            [('sum by (%n, device) (increase(@fdatasync_stalls_total{threshold="1"}[10m]))', "{{instance}} {{device}}"),
+             ('sum by (%n, process) (increase(@fdatasync_datastore_stalls_total{threshold="1"}[10m]))',
+              "{{instance}} {{process}}")],
             "short", none="sync probe off", floor=0, decimals=0,
             thresholds=steps_of(limits("ControlPlaneDiskSyncStalls", "syncs above 1 s in 10 minutes")),
         ),
@@ -253,7 +255,7 @@ def first():
         (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])"
          f" or max_over_time(@fdatasync_datastore_inflight_seconds[%w])) > {stuck.value:g}", 22),
         ('sum by (%n) (increase(@fdatasync_stalls_total{threshold="1"}[%w])'
-         " or increase(@fdatasync_datastore_stalls_total[%w]))", 21),
+         ' or increase(@fdatasync_datastore_stalls_total{threshold="1"}[%w]))', 21),
         (f"{syncs_p90('%w')} > {slow.value:g}", 20),
     )  # fmt: skip
     disk = first_of(

@@ -79,12 +79,14 @@ impl Facts {
         nodes.filter(|(n, node)| *n == 0 || node.running).map(|(_, node)| node)
     }
 
-    /// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a socket.
+    /// How the API server of this node reaches its datastore: the local etcd, one elsewhere, or a socket. Without the quota, which
+    /// is known from another source as soon as etcd stops, while the way to it stays the same.
     pub fn registry(&self) -> Option<EtcdAccess> {
-        self.in_use().find_map(|node| {
+        let access = self.in_use().find_map(|node| {
             let etcd = node.etcd.as_ref().or(node.external_etcd.as_ref());
             etcd.filter(|etcd| !etcd.endpoints.is_empty()).cloned().or_else(|| node.kine())
-        })
+        });
+        access.map(|access| EtcdAccess { quota: None, ..access })
     }
 
     /// The installation that the node's figures are about, and others that run or should; what one of before has left

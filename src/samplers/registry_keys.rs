@@ -26,7 +26,6 @@ use serde::{Deserialize, Serialize};
 use crate::config;
 use crate::etcd::client::{Consistency, PROBE_KEY};
 use crate::etcd::{Access, Client, Failure, Reason, Settings, TlsFiles};
-use crate::host::EtcdAccess;
 use crate::metric::Metric;
 use crate::sample::{Batch, SampleError};
 use crate::sampler::{AsyncSampler, Build, OptionsError, SamplerDef, defaults, facts};
@@ -41,8 +40,7 @@ pub static SAMPLER: SamplerDef = SamplerDef {
     timeout: Duration::from_secs(10),
     metrics: &[KEYS.desc(), SUCCESS.desc()],
     defaults: defaults::<Options>,
-    // Counting takes no quota, which detection knows from another source as soon as etcd stops.
-    uses: |all| facts(all.registry().map(|access| EtcdAccess { quota: None, ..access })),
+    uses: |all| facts(all.registry()),
     build: |options, host| {
         let own: Options = options.parse()?;
         let prefixes = prefixes(own.prefixes)?;
@@ -331,7 +329,7 @@ impl AsyncSampler for RegistryKeys {
 mod tests {
     use super::*;
     use crate::etcd::fake::{self, Message, from_member};
-    use crate::host::{Distribution, Facts, Host, Installation, Quota, QuotaSource};
+    use crate::host::{Distribution, EtcdAccess, Facts, Host, Installation, Quota, QuotaSource};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn own(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
