@@ -388,6 +388,8 @@ fn judge_anew(verdict: &mut Verdict, warning: &[Limit], critical: &[Limit]) {
         _ if is_critical => Health::Critical,
         Some(range) if range.is_bad(measure.value) => Health::Warning,
         Some(_) => Health::Ok,
+        // It knows no warning, so what is not critical is well.
+        None if measure.warning.is_empty() && verdict.health == Health::Critical => Health::Ok,
         None => verdict.health.min(Health::Warning),
     };
     let said = [("warning", &measure.warning), ("critical", &measure.critical)];
@@ -478,6 +480,11 @@ mod tests {
         assert_eq!(judged(Health::Warning, lax, &[]), Health::Ok);
         assert_eq!(judged(Health::Ok, strict, &[]), Health::Warning);
         assert_eq!(judged(Health::Critical, lax, lax), Health::Ok);
+        // One that knows no warning has none.
+        let mut bare = Verdict { health: Health::Critical, ..sync(0.1) };
+        bare.measure.as_mut().unwrap().warning.clear();
+        let bare = seen(vec![bare]).narrowed(Profile::Disk, &[], &limits(lax));
+        assert_eq!(bare.status.health, Health::Ok);
     }
 
     #[test]

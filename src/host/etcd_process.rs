@@ -206,11 +206,12 @@ fn unit_to_ask(probe: &Probe, process: &Process) -> Option<UnitFile> {
     let name = if process.contained() { unit_of_etcd(probe)? } else { process.unit()?.to_owned() };
     let unit = units::load(probe, &name, &known_variable)?;
     // The command may stand behind a shell.
-    let named = unit
-        .exec
-        .iter()
-        .flat_map(|word| word.split_whitespace())
-        .any(|word| Path::new(word).ends_with("etcd"));
+    let command = match unit.exec.iter().position(|word| word == "-c") {
+        Some(at) => &unit.exec[at + 1..],
+        None => unit.exec.get(..1).unwrap_or_default(),
+    };
+    let mut words = command.iter().flat_map(|word| word.split_whitespace());
+    let named = words.any(|word| Path::new(word).ends_with("etcd"));
     named.then_some(unit)
 }
 

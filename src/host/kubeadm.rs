@@ -31,7 +31,11 @@ pub(super) fn kubeadm(probe: &Probe, hint: &Hint) -> Option<Found> {
     let paths = [manifests.join("kube-apiserver.yaml"), manifests.join("etcd.yaml")];
     let mut found = Installation::new(Distribution::Kubeadm);
     found.evidence.extend(paths.iter().filter(|path| probe.exists(path)).cloned());
-    let made_server = probe.exists(CONTROLLER_MANAGER) && probe.exists(API_CERTIFICATE);
+    // Where another distribution runs, an earlier kubeadm has left them behind.
+    let is_alone = !probe.processes.iter().any(|process| {
+        ["k3s", "rke2", "k0s", "kubelite"].iter().any(|other| process.comm.starts_with(other))
+    });
+    let made_server = is_alone && probe.exists(CONTROLLER_MANAGER) && probe.exists(API_CERTIFICATE);
     if made_server && !found.evidence.contains(&paths[0]) {
         found.evidence.push(CONTROLLER_MANAGER.into());
     }

@@ -245,8 +245,6 @@ struct Etcd {
     expected: Option<u32>,
     quota: Option<Quota>,
     peers: Peers,
-    /// The address that answered last.
-    current: Option<usize>,
     hint: Option<Hint>,
     known: Shared<Known>,
     counted: Shared<Counted>,
@@ -258,16 +256,32 @@ static KNOWN: Kept<(Vec<Address>, Option<PathBuf>), Shared<Known>> = Kept::new()
 /// What the local member said last of itself and of its cluster.
 #[derive(Debug, Clone, Default)]
 struct Known {
+    /// The address that answered last.
+    current: Option<usize>,
     cluster: Option<u64>,
     own: Option<u64>,
     roster: Option<Roster>,
 }
 
 impl Known {
+    /// Which of the answers counts: that of the address used before, else the first that is of the
+    /// same member. An address that turns out to be another member's does not stand in for ours.
+    fn choose(&self, answers: &[Local]) -> usize {
+        let before = self.current.unwrap_or(0);
+        if answers[before].up() {
+            return before;
+        }
+        let same = |local: &Local| {
+            local.up()
+                && (self.own.is_none() || local.member_id().is_none_or(|id| Some(id) == self.own))
+        };
+        answers.iter().position(same).unwrap_or(before)
+    }
+
     /// Takes over who answered. What another cluster said before at the same addresses is forgotten.
     fn answered(&mut self, header: &ResponseHeader) {
         if self.cluster.is_some_and(|cluster| cluster != header.cluster_id()) {
-            *self = Self::default();
+            *self = Self { current: self.current, ..Self::default() };
         }
         self.cluster = Some(header.cluster_id());
         self.own = Some(header.member_id());
@@ -304,24 +318,10 @@ impl Etcd {
             expected,
             quota,
             peers: Peers::new(Arc::clone(&access.tls), timeout),
-            current: None,
             hint: None,
             known,
             counted: COUNTED.of(access.addresses.clone()),
         }
-    }
-
-    /// Which of the answers counts: that of the address used before, else the first that is of the
-    /// same member, `own`. An address that turns out to be another member's does not stand in for ours.
-    fn choose(&self, answers: &[Local], own: Option<u64>) -> usize {
-        let before = self.current.unwrap_or(0);
-        if answers[before].up() {
-            return before;
-        }
-        let same = |local: &Local| {
-            local.up() && (own.is_none() || local.member_id().is_none_or(|id| Some(id) == own))
-        };
-        answers.iter().position(same).unwrap_or(before)
     }
 
     /// Figures of the status call; absent while it does not answer.
@@ -416,12 +416,12 @@ impl AsyncSampler for Etcd {
             }
             None => (local.await, None),
         };
-        let chosen = self.choose(&answers, known.own);
+        let chosen = known.choose(&answers);
         let local = &answers[chosen];
         let up = local.up();
         let blind = answers.iter().all(Local::blind);
         if up {
-            self.current = Some(chosen);
+            known.current = Some(chosen);
             if let Some(header) = local.header() {
                 known.answered(header);
             }

@@ -4,10 +4,11 @@
 //! fails where `/proc` is not mounted, and while detection cannot look at the node's files, as when their disk hangs; all
 //! other figures are there all the same.
 //!
-//! Tells the timeline when the node started, once, though the agent may have started long after.
+//! Tells the timeline when the node started, once, though the agent may have started long after; once more where a machine
+//! has learnt what time it is soon after its start.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -85,22 +86,29 @@ pub fn revision() -> &'static str {
     option_env!("REVISION").filter(|revision| !revision.is_empty()).unwrap_or("unknown")
 }
 
-/// Whether the start of the node was told. It outlives the sampler.
-static BOOT_TOLD: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// The start of the node that was told, 0 for none. It outlives the sampler.
+static BOOT_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
+/// Seconds by which the boot time moves when the clock is corrected, and not set.
+const CORRECTED: u64 = 60;
+/// Seconds after its start in which a machine may learn what time it is.
+const YOUNG: u64 = 3_600;
 
 struct Exporter {
     host: Host,
     /// See [`BOOT_TOLD`].
-    boot_told: Arc<AtomicBool>,
+    boot_told: Arc<AtomicU64>,
 }
 
 impl Exporter {
     /// Tells of the boot if that was not told yet. No process outlives one: where the boot time is another one later, the
-    /// clock was set, from which the kernel computes it.
-    fn tell_boot(&self, boot: u64, out: &mut Batch) {
-        if self.boot_told.swap(true, Ordering::Relaxed) {
+    /// clock was set, from which the kernel computes it. It is told again only where a machine that is up for so many seconds
+    /// has just learnt what time it is.
+    fn tell_boot(&self, boot: u64, up: u64, out: &mut Batch) {
+        let told = self.boot_told.load(Ordering::Relaxed);
+        if told != 0 && (up >= YOUNG || told.abs_diff(boot) <= CORRECTED) {
             return;
         }
+        self.boot_told.store(boot.max(1), Ordering::Relaxed);
         let release = fs::read_to_string(self.host.path("/proc/sys/kernel/osrelease"));
         let kernel = release.map(|text| format!(" (kernel {})", text.trim())).unwrap_or_default();
         let at = UNIX_EPOCH.checked_add(Duration::from_secs(boot));
@@ -126,7 +134,8 @@ impl BlockingSampler for Exporter {
         );
         if let Some(boot) = all.boot_time {
             out.push(&BOOT, [], boot);
-            self.tell_boot(boot, out);
+            let up = clock_gettime(ClockId::Boottime).tv_sec.unsigned_abs();
+            self.tell_boot(boot, up, out);
         }
         if let Err(error) = process(out) {
             out.fail(SampleError::call("/proc/self", error));
@@ -198,22 +207,27 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("proc/sys/kernel");
         fs::create_dir_all(&folder).unwrap();
-        let told = |boot, boot_told: &Arc<AtomicBool>| {
-            let facts = Facts { boot_time: Some(boot), ..Facts::default() };
-            let host = Host::at(root.path()).with_facts(facts);
+        let told = |boot, up, boot_told: &Arc<AtomicU64>| {
             let mut out = Batch::default();
-            Exporter { host, boot_told: Arc::clone(boot_told) }.sample(&mut out).unwrap();
+            let exporter =
+                Exporter { host: Host::at(root.path()), boot_told: Arc::clone(boot_told) };
+            exporter.tell_boot(boot, up, &mut out);
             out.take_events()
         };
         let agent = Arc::default();
         fs::write(folder.join("osrelease"), "6.1.0-40-amd64\n").unwrap();
-        let first = told(1_700_000_000, &agent);
+        let first = told(1_700_000_000, 30, &agent);
         assert_eq!((first[0].kind.as_str(), first[0].time), ("reboot", 1_700_000_000.0));
         assert_eq!(first[0].text, "the node started (kernel 6.1.0-40-amd64)");
-        for boot in [1_700_000_000, 1_700_000_002, 1_700_009_000, 0] {
-            assert_eq!(told(boot, &agent), [], "{boot}: the clock was set");
+        for boot in [1_700_000_000, 1_700_000_002] {
+            assert_eq!(told(boot, 60, &agent), [], "{boot}");
+        }
+        let right = told(1_700_009_000, 90, &agent);
+        assert_eq!(right.len(), 1, "by the right clock");
+        for boot in [1_700_009_000, 1_700_000_000, 0] {
+            assert_eq!(told(boot, 3_600, &agent), [], "{boot}: the clock was set");
         }
         fs::remove_file(folder.join("osrelease")).unwrap();
-        assert_eq!(told(1_700_009_000, &Arc::default())[0].text, "the node started");
+        assert_eq!(told(1_700_009_000, 30, &Arc::default())[0].text, "the node started");
     }
 }

@@ -388,9 +388,9 @@ async fn serve_http1(
             if !guest.is_busy() {
                 return;
             }
-            // A request has come in just now.
+            // A request has come in just now. Its answer has its time, and who does not take it is cut off.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(REQUEST_TIMEOUT + DRAIN, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
@@ -434,9 +434,9 @@ async fn serve_http2(
             if !guest.is_busy() {
                 return;
             }
+            // As on HTTP/1.
             connection.as_mut().graceful_shutdown();
-            // As above, or it would stay as long as it likes.
-            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+            tokio::time::timeout(REQUEST_TIMEOUT + DRAIN, connection).await.unwrap_or(Ok(()))
         }
         () = stopped(stop) => {
             connection.as_mut().graceful_shutdown();
