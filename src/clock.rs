@@ -1,4 +1,4 @@
-//! Whether the kernel's clock is kept right, and how wrong it may be.
+//! Whether the kernel's clock is kept right, how wrong it may be, and whether it was wrong until now.
 //!
 //! One of two modules with `unsafe`, beside the system calls of BPF: `adjtimex(2)` is the one way to ask the kernel, and no
 //! library of ours has a safe call of it. Asked to change nothing, it needs no right; systemd's `ProtectClock=` and system call filters refuse it all the
@@ -8,6 +8,12 @@
 
 use std::io;
 use std::time::Duration;
+
+/// Whether a machine has just learnt what time it is, when its clock has moved by `step` and it has been `up` for so long. A clock
+/// that moves by less was corrected, and a step of one that is up for longer says nothing about the times that it gave before.
+pub(crate) fn has_learnt_the_time(step: Duration, up: Duration) -> bool {
+    step > Duration::from_mins(1) && up < Duration::from_hours(1)
+}
 
 /// The error at which the kernel itself calls the clock unsynchronised, and what systemd's `timedatectl` goes by: chrony may
 /// leave the kernel's own flag unset.

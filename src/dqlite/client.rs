@@ -122,9 +122,7 @@ async fn dial(
     stage: &mut &'static str,
 ) -> Result<Box<dyn Stream>, Failure> {
     let addresses = lookup_host(address).await.map_err(|error| {
-        // Without a descriptor of its own the agent asks nobody, as for a connection.
-        let ours = Reason::of_io(&error).filter(|reason| reason.is_ours());
-        Failure::new(ours.unwrap_or(Reason::Dns), format!("resolving {address}: {error}"))
+        Failure::new(Reason::of_resolving(&error), format!("resolving {address}: {error}"))
     })?;
     let addresses: Vec<_> = addresses.collect();
     let stream = TcpStream::connect(&*addresses).await.map_err(|e| failed("connecting", &e))?;

@@ -133,10 +133,7 @@ impl Connector {
                 let addresses = lookup_host((host.as_str(), *port)).await;
                 let addresses: Vec<_> = addresses
                     .map_err(|error| DialError {
-                        reason: match Reason::of_io(&error) {
-                            Some(Reason::Exhausted) => Reason::Exhausted,
-                            _ => Reason::Dns,
-                        },
+                        reason: Reason::of_resolving(&error),
                         text: format!("resolving {host}: {error}"),
                     })?
                     .collect();

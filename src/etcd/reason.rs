@@ -118,6 +118,11 @@ impl Reason {
         })
     }
 
+    /// The reason why a name did not resolve; without a descriptor of its own the agent has asked nobody.
+    pub fn of_resolving(error: &io::Error) -> Self {
+        Self::of_io(error).filter(|reason| reason.is_ours()).unwrap_or(Self::Dns)
+    }
+
     /// The reason of a TLS error.
     pub fn of_tls(error: &rustls::Error) -> Self {
         use AlertDescription as A;

@@ -16,6 +16,7 @@ use procfs::FromRead;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::has_learnt_the_time;
 use crate::host::Host;
 use crate::metric::Metric;
 use crate::sample::{Batch, Number, SampleError};
@@ -88,10 +89,6 @@ pub fn revision() -> &'static str {
 
 /// The start of the node that was told, 0 for none. It outlives the sampler.
 static BOOT_TOLD: LazyLock<Arc<AtomicU64>> = LazyLock::new(Arc::default);
-/// Seconds by which the boot time moves when the clock is corrected, and not set.
-const CORRECTED: u64 = 60;
-/// Seconds after its start in which a machine may learn what time it is.
-const YOUNG: u64 = 3_600;
 
 struct Exporter {
     host: Host,
@@ -105,7 +102,8 @@ impl Exporter {
     /// has just learnt what time it is.
     fn tell_boot(&self, boot: u64, up: u64, out: &mut Batch) {
         let told = self.boot_told.load(Ordering::Relaxed);
-        if told != 0 && (up >= YOUNG || told.abs_diff(boot) <= CORRECTED) {
+        let step = Duration::from_secs(told.abs_diff(boot));
+        if told != 0 && !has_learnt_the_time(step, Duration::from_secs(up)) {
             return;
         }
         self.boot_told.store(boot.max(1), Ordering::Relaxed);

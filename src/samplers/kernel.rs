@@ -36,6 +36,7 @@ use self::record::{FACILITY_DAEMON, FACILITY_KERNEL, Record};
 use self::signatures::{Classifier, Hit, Payload};
 use self::table::JOURNALD_IO_ERROR;
 use self::tally::{MAX_DEVICES, Tally};
+use crate::clock::has_learnt_the_time;
 use crate::config::list;
 use crate::host::{Host, processes};
 use crate::kept::{Kept, Shared};
@@ -50,12 +51,6 @@ const RECORDS_PER_RUN: usize = 20_000;
 
 /// Bad records told one by one in one run; the rest is only counted.
 const FAILURES_PER_RUN: u64 = 16;
-
-/// A clock that moves by more than this was set.
-const SET: Duration = Duration::from_mins(1);
-
-/// How long after its start a machine may learn what time it is.
-const YOUNG: Duration = Duration::from_hours(1);
 
 /// How often `/sys` is read. Its figures change rarely, and a node may have hundreds of devices.
 const SYSFS_INTERVAL: Duration = Duration::from_secs(10);
@@ -188,13 +183,12 @@ struct Counted {
 
 impl Counted {
     /// Puts the times right that were told by a clock which has been set since. A machine without a clock of its own
-    /// learns the time after its start, and until then every error is years old. What happens to the clock of one that
-    /// is up for long says nothing about the times that it gave before.
+    /// learns the time after its start, and until then every error is years old.
     fn follow(&mut self, clock: Clock) {
         let Some(before) = self.boot.replace(clock.boot) else { return };
         let step = clock.boot.duration_since(before).unwrap_or_else(|back| back.duration());
         let up = clock.now.duration_since(clock.boot).unwrap_or_default();
-        if step > SET && up < YOUNG {
+        if has_learnt_the_time(step, up) {
             self.tally.shift(before, clock);
         }
     }
