@@ -44,7 +44,7 @@ part() {
 }
 
 polls() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 polls_do_not_hurt; }
-month() { MONTH=1 cargo test --locked --test it -- weeks_of_a_healthy_cluster_page_nobody; }
+month() { MONTH=1 cargo test --locked --test it -- days_of_a_healthy_cluster_page_nobody; }
 # The optimised binary: memory is what is measured.
 flood() { FLOOD=100000x60 cargo test --release --locked --test it -- --nocapture journal::a_flood; }
 soak() { cargo test --locked --test it -- --ignored --nocapture --test-threads=1 faults::soak::; }

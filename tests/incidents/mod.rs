@@ -474,7 +474,7 @@ fn configuration(
         })
         .collect();
     serde_json::json!({
-        "global": {"evaluation_interval": scaled(Duration::from_secs(15), factor)},
+        "global": {"evaluation_interval": scaled(Duration::from_secs(30), factor)},
         "rule_files": ["{folder}/*.rules.yaml"],
         "alerting": {
             "alert_relabel_configs": [

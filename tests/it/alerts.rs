@@ -241,6 +241,23 @@ fn every_expression_uses_this_agents_series_and_up_and_nothing_else() {
     }
 }
 
+/// One lost scrape among the 240 of an hour empties a bare selector, and the waiting begins anew: on a node that is not
+/// well such an alert would never come.
+#[test]
+fn a_rule_that_waits_for_half_an_hour_does_not_wait_anew_after_a_lost_scrape() {
+    let selector = Regex::new(r"\bcontrolplane_[a-z0-9_]+(\{[^}]*\})?(\[)?").unwrap();
+    let labels = Regex::new(r"\b(by|on|group_left)\s*\([^)]*\)").unwrap();
+    let patient: Vec<_> =
+        rules().into_iter().filter(|rule| rule.hold >= Duration::from_mins(30)).collect();
+    assert!(patient.len() > 10, "{}", patient.len());
+    for rule in patient {
+        let expr = labels.replace_all(&rule.expr, " ");
+        for found in selector.captures_iter(&expr) {
+            assert!(found.get(2).is_some(), "{}: {} is of one scrape", rule.id(), &found[0]);
+        }
+    }
+}
+
 /// Numbers that an expression compares with: operator, value, and whether it is a multiple.
 fn comparisons(expr: &str) -> Vec<(String, f64, bool)> {
     let strings = Regex::new(r#""[^"]*"|\{[^}]*\}|#[^\n]*"#).unwrap();

@@ -1,4 +1,4 @@
-//! Two weeks of a healthy cluster of three, or a month of it (`tests/long.sh month`), written as a promtool test: rules that page
+//! Eight days of a healthy cluster of three, or a month of it (`tests/long.sh month`), written as a promtool test: rules that page
 //! for nothing are switched off by those they wake.
 //!
 //! The time has a daily load with noise, a freeze of five seconds each night (a snapshot of the virtual
@@ -80,7 +80,7 @@ struct Month {
 }
 
 fn days() -> u64 {
-    if std::env::var_os("MONTH").is_some() { 30 } else { 14 }
+    if std::env::var_os("MONTH").is_some() { 30 } else { 8 }
 }
 
 fn steps() -> usize {
@@ -94,12 +94,12 @@ fn seconds(step: usize) -> u64 {
 
 /// The planned reboot of a node.
 fn reboot(node: usize) -> u64 {
-    (2 + 3 * node as u64) * DAY + 10 * 3600
+    (1 + 2 * node as u64) * DAY + 10 * 3600
 }
 
 /// The upgrade of a member: on one morning, ten minutes apart.
 fn upgrade(node: usize) -> u64 {
-    11 * DAY + 9 * 3600 + 600 * node as u64
+    6 * DAY + 9 * 3600 + 600 * node as u64
 }
 
 fn is_within(time: u64, from: u64, seconds: u64) -> bool {
@@ -395,7 +395,7 @@ impl Month {
         add(self.counter(
             node,
             &format!("controlplane_systemd_unit_restarts_total{{{unit}}}"),
-            |s| f64::from(seconds(s) == 8 * DAY + 3600 * node as u64),
+            |s| f64::from(seconds(s) == 4 * DAY + 3600 * node as u64),
         ));
         let after = |s: usize| seconds(s) >= upgrade(node);
         let exit = format!(
@@ -527,7 +527,7 @@ fn live_through(month: &str, rules: &[PathBuf], info: &[(&str, usize)]) {
 }
 
 #[test]
-fn weeks_of_a_healthy_cluster_page_nobody() {
+fn days_of_a_healthy_cluster_page_nobody() {
     let _turn = lab::together();
     let month = Month::new();
     let mut series = Vec::new();
