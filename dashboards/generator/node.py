@@ -6,6 +6,10 @@ from parts import (
 )  # fmt: skip
 
 ABORTED = "jbd2_abort|ext4_remount_ro|xfs_shutdown|btrfs_forced_readonly|zfs_pool_suspended"
+# What ControlPlaneDiskSyncFailing counts: the rest says nothing about the disk.
+SYNC_FAILED = 'fdatasync_failures_total{errno!~"ENOENT|ENOTDIR|EACCES|EPERM|EOPNOTSUPP"}'
+# What the block layer saw, without a line in any log; a filesystem tries what is not supported, and refused discards harm nobody.
+REQUEST_FAILED = 'fdatasync_device_errors_total{status!~"again|notsupp", op!="discard"}'
 ALIVE = "group by (%n) (@exporter_build_info)"
 UNIT = "%n, unit"
 NO_VOLUMES = "no volume of a CSI driver is mounted here"
@@ -74,10 +78,12 @@ def build():
             "Kernel I/O errors, by device",
             describe(
                 "Requests that the kernel's block layer failed. It logs at most 10 in 5 seconds, so a flood is larger "
-                "than it looks. A device that holds the datastore takes etcd with it.",
+                "than it looks; where the agent may watch the block layer itself, each is counted. A device that holds the datastore takes etcd with it.",
                 "any at all", limits("ControlPlaneKernelIOErrors", "time since the datastore device's last error")),
             [(f"{appeared('kernel_io_errors_total', '%n, device, kind, operation')} > 0",
-              "{{instance}} {{device}} {{kind}} {{operation}}")],
+              "{{instance}} {{device}} {{kind}} {{operation}}"),
+             (f"{appeared(REQUEST_FAILED, '%n, device, status, op')} > 0",
+              "{{instance}} {{device}} {{status}} {{op}}, seen by the block layer")],
             "short", size=(24, 6), none="no I/O error in this time", bars=True, floor=0, decimals=0, wide=True,
         ),
     )  # fmt: skip
@@ -110,11 +116,13 @@ def build():
         ),
         lines(
             "Syncs that failed",
-            describe("Rounds of the sync probe that ended in an error, by step and errno. EIO: the disk fails. ENOSPC: "
-                     "it is full. EROFS: it is read-only.",
+            describe("Rounds of the sync probe that ended in an error, by step and errno (EIO: the disk fails. ENOSPC: "
+                     "it is full. EROFS: it is read-only), and the datastore's own syncs that did, seen in the kernel.",
                      "any at all", limits("ControlPlaneDiskSyncFailing", "time since the last failed sync")),
-            [(f"{appeared('fdatasync_failures_total', '%n, device, step, errno')} > 0",
-              "{{instance}} {{device}} {{step}} {{errno}}")],
+            [(f"{appeared(SYNC_FAILED, '%n, device, step, errno')} > 0",
+              "{{instance}} {{device}} {{step}} {{errno}}"),
+             (f"{appeared('fdatasync_datastore_failures_total', '%n, process, file, op')} > 0",
+              "{{instance}} {{process}} {{file}} {{op}}")],
             "short", none="no sync failed in this time", bars=True, floor=0, decimals=0,
         ),
         lines(
@@ -247,10 +255,10 @@ def first():
     slow = limits("ControlPlaneDiskSyncSlow", "syncs, p90 of 15 minutes")[0]
     kernel = first_of(
         (f'sum by (%n) ({appeared("kernel_events_total{event=~" + chr(34) + ABORTED + chr(34) + "}", "%n, event")})', 12),
-        (f"sum by (%n) ({appeared('kernel_io_errors_total', '%n, device')})", 11),
+        (f"sum by (%n) ({appeared('kernel_io_errors_total', '%n, device')} or {appeared(REQUEST_FAILED, '%n, device, op')})", 11),
     )
     syncs = first_of(
-        (f"sum by (%n) ({appeared('fdatasync_failures_total', '%n, path')}"
+        (f"sum by (%n) ({appeared(SYNC_FAILED, '%n, path')}"
          f" or {appeared('fdatasync_datastore_failures_total', '%n, process')})", 23),
         (f"max by (%n) (max_over_time(@fdatasync_inflight_seconds[%w])"
          f" or max_over_time(@fdatasync_datastore_inflight_seconds[%w])) > {stuck.value:g}", 22),
