@@ -58,7 +58,7 @@ pub(crate) fn expression(text: &str, factor: f64) -> Result<String, String> {
         LazyLock::new(|| pattern(r"(predict_linear\s*\([^()]*?,\s*)([0-9* ]*[0-9])(\s*\))"));
     static AGE: LazyLock<Regex> = LazyLock::new(|| {
         pattern(
-            r"(time\(\)\s*-\s*(?:max by \([^()]*\) \(\s*)?[a-z_:]+(?:\{[^{}]*\})?\s*\)?\s*(?:[<>]=?|==)\s*)(\d+(?:\.\d+)?)\b(\s*[-+*/^%]?)",
+            r"(time\(\)\s*-\s*(?:max by \([^()]*\) \(\s*)?(?:last_over_time\()?[a-z_:]+(?:\{[^{}]*\})?(?:\[[^\]]*\]\))?\s*\)?\s*(?:[<>]=?|==)\s*)(\d+(?:\.\d+)?)\b(\s*[-+*/^%]?)",
         )
     });
     static BESIDE_INTERVAL: LazyLock<Regex> =
@@ -220,6 +220,10 @@ fn every_kind_of_duration_is_divided_and_thresholds_stay() {
         ("time() - t_seconds < 3600\nunless b == 0", "time() - t_seconds < 60\nunless b == 0"),
         ("(time() - t{a=~\"x|5m\"} < 3600)", "(time() - t{a=~\"x|5m\"} < 60)"),
         ("time() - max by (job, unit) (t) < 3600", "time() - max by (job, unit) (t) < 60"),
+        (
+            "time() - max by (job, unit) (last_over_time(t[5m])) > 3600",
+            "time() - max by (job, unit) (last_over_time(t[5000ms])) > 60",
+        ),
         (
             "time() - s > 3 * controlplane_sampler_interval_seconds + 60",
             "time() - s > 3 * controlplane_sampler_interval_seconds + 1",
