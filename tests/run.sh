@@ -46,15 +46,15 @@ finished() {
 case ${1:-all} in
   lint) lint ;;
   all)
-    lint
-    group 1 build cargo test --locked --no-run
     # Its dependencies are the same for every clone, and take minutes.
     mkdir -p target "$cache/static"
     if [ ! -e target/static ]; then ln -s "$cache/static" target/static; fi
-    # Most of it is one thread that optimises, so it goes on beside what is not a matter of time.
+    # The longest of all, and most of it one thread that optimises: it goes on beside what is not a matter of time.
     log=$(mktemp)
     { deploy/package.sh static && deploy/package.sh instructions; } > "$log" 2>&1 &
     static=$!
+    lint
+    group 1 build cargo test --locked --no-run
     group 2 unit cargo test --locked --lib --bins
     group 2 "it alerts" cargo test --locked --test it -- alerts::
     group 1 static finished "$static" "$log"
