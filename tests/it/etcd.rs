@@ -422,16 +422,16 @@ fn a_scrape_is_quick_while_the_whole_cluster_is_stopped() {
     let agent = agent_of(&cluster, 0);
     wait_figures(&agent, 10 * SECOND, &[("voters_reachable", Some(3.0))]);
     (0..3).for_each(|i| cluster.stop(i));
-    let (mut slowest, started) = (Duration::ZERO, Instant::now());
+    let (mut times, started) = (Vec::new(), Instant::now());
     while started.elapsed() < BOUND + SECOND {
         let from = Instant::now();
         agent.scrape();
-        slowest = slowest.max(from.elapsed());
+        times.push(from.elapsed());
         std::thread::sleep(Duration::from_millis(20));
     }
     let scrape = agent.scrape();
     (0..3).for_each(|i| cluster.cont(i));
-    assert!(slowest < Duration::from_millis(50), "a scrape took {slowest:?}");
+    lab::assert_quick(times);
     assert_eq!((scrape.value(UP, &[]), scrape.value(VOTERS, &[])), (Some(0.0), Some(0.0)));
 }
 
@@ -500,7 +500,10 @@ fn a_full_backend_raises_its_alarm_and_shows_the_quota_that_was_configured() {
         let labels = [("member_id", id(&cluster, 0)), ("alarm", "NOSPACE".to_owned())];
         let labels = labels.each_ref().map(|(k, v)| (*k, v.as_str()));
         agent.wait_value("controlplane_etcd_alarm", &labels, 0.0, 10 * SECOND);
-        let error = (0..50).find_map(|i| put(&cluster, format!("k{i}"), 1 << 20).err());
+        let error = (0..50).find_map(|i| {
+            // One that this machine was too slow for is no answer.
+            put(&cluster, format!("k{i}"), 1 << 20).err().filter(|e| !e.contains("no answer"))
+        });
         assert!(error.as_ref().is_some_and(|e| e.contains("space exceeded")), "{error:?}");
         let scrape = agent.wait_value("controlplane_etcd_alarm", &labels, 1.0, 10 * SECOND);
         let raised = scrape.all("controlplane_etcd_alarm", &[]);

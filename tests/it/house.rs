@@ -325,9 +325,12 @@ fn a_worker_that_hangs_shows_its_age_and_delays_neither_scrape_nor_exit() {
     assert_eq!(scrape.value("controlplane_sampler_up", &sampler), Some(0.0));
     let other = [("sampler", "exporter")];
     assert_eq!(scrape.value("controlplane_sampler_up", &other), Some(1.0));
-    let started = Instant::now();
-    agent.scrape();
-    assert!(started.elapsed() < SECOND / 20, "{:?}", started.elapsed());
+    let quick = |_| {
+        let started = Instant::now();
+        agent.scrape();
+        started.elapsed()
+    };
+    lab::assert_quick((0..10).map(quick).collect());
     let started = Instant::now();
     assert_eq!(agent.stop(5 * SECOND).code(), Some(0));
     assert!(started.elapsed() < 5 * SECOND);
@@ -364,13 +367,15 @@ fn a_datastore_disk_that_hangs_at_start_keeps_nobody_from_asking_nor_from_ending
         lab::process::run("fsfreeze", [step, disk.mount().path().to_str().unwrap()]);
     }
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    // The program is not what is to be slow.
+    std::fs::read(env!("CARGO_BIN_EXE_controlplane-exporter")).unwrap();
     let hang = Fault { hang: true, ..Fault::default() };
     disk.file().faults().set(Operation::Read, hang);
 
     let config = format!("host: {{distribution: k3s, data_dir: {}}}", data.display());
     let started = Instant::now();
     let mut agent = Agent::start(&config);
-    assert!(started.elapsed() < 2 * SECOND, "it serves before it looks: {:?}", started.elapsed());
+    assert!(started.elapsed() < 4 * SECOND, "it serves before it looks: {:?}", started.elapsed());
     assert_eq!(agent.get("/-/healthy").unwrap().status, 200);
     agent.wait_value("controlplane_sampler_up", &[("sampler", "kernel")], 1.0, 15 * SECOND);
     assert!(agent.log().contains("cannot be looked at"), "{}", agent.log());

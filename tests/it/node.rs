@@ -27,9 +27,16 @@ fn config(cluster: &Cluster, member: usize, further: &str) -> String {
 
 /// A scrape, which must be quick whatever is broken.
 fn quick(agent: &Agent) -> Scrape {
-    let started = Instant::now();
-    let scrape = agent.scrape();
-    assert!(started.elapsed() < SECOND / 20, "a scrape took {:?}", started.elapsed());
+    let mut times = Vec::new();
+    let mut scrape = || {
+        let started = Instant::now();
+        let scrape = agent.scrape();
+        times.push(started.elapsed());
+        scrape
+    };
+    (0..9).for_each(|_| drop(scrape()));
+    let scrape = scrape();
+    lab::assert_quick(times);
     scrape
 }
 
@@ -108,7 +115,7 @@ fn every_signal_moves_as_a_node_goes_from_healthy_to_dead() {
     cluster.put_many("/registry/longhorn.io/orphans/longhorn-system/orphan-", 3_000, 1_000);
     let orphans = [("resource", "orphans.longhorn.io")];
     // A count rests for 500 times as long as it took, which on a busy machine is long.
-    agent.wait_value("controlplane_registry_keys", &orphans, 3_000.0, 60 * SECOND);
+    agent.wait_value("controlplane_registry_keys", &orphans, 3_000.0, 300 * SECOND);
     let size = |scrape: &Scrape| scrape.value("controlplane_etcd_db_size_bytes", &[]).unwrap();
     agent.wait_until("a larger database", "controlplane_etcd_db_size", 5 * SECOND, |scrape| {
         size(scrape) > size(&healthy) + 2e6

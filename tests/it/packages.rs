@@ -899,7 +899,7 @@ fn the_image_holds_the_binary_alone_and_runs_it_as_nobody() {
     assert_eq!(said.stdout.trim(), format!("{NAME} {VERSION}"), "{}", said.stderr);
     assert!(without.status.code() == Some(2), "{}{}", without.stdout, without.stderr);
     assert!(with.stdout.contains("OK: the agent answers"), "{}", with.stdout);
-    assert!(from.elapsed() < Duration::from_mins(1), "{:?}", from.elapsed());
+    assert!(from.elapsed() < Duration::from_mins(5), "{:?}", from.elapsed());
 }
 
 #[test]

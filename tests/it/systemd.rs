@@ -263,19 +263,19 @@ fn a_bus_that_is_silent_costs_one_timeout_and_no_scrape_waits_for_it() {
     let daemon = pid_in(&container, "dbus-daemon");
     kill_process(daemon, Signal::STOP).unwrap();
     let fails = [("sampler", "systemd"), ("reason", "timeout")];
-    let mut slowest = Duration::ZERO;
+    let mut times = Vec::new();
     let mut failures = 0.0;
     let until = Instant::now() + Duration::from_secs(8);
     while Instant::now() < until {
         let from = Instant::now();
         let scrape = agent.scrape();
-        slowest = slowest.max(from.elapsed());
+        times.push(from.elapsed());
         failures = scrape.sum("controlplane_sampler_failures_total", &fails);
         std::thread::sleep(Duration::from_millis(20));
     }
     let scrape = agent.scrape();
     kill_process(daemon, Signal::CONT).unwrap();
-    assert!(slowest < Duration::from_millis(50), "a scrape took {slowest:?}");
+    lab::assert_quick(times);
     // A run takes a second, and the next begins at once.
     assert!((4.0..=9.0).contains(&failures), "{failures} runs failed in 8 s");
     assert!(scrape.sum("controlplane_sampler_failures_total", &[("reason", "deadline")]) < 1.0);

@@ -107,6 +107,16 @@ pub(crate) fn free_port() -> u16 {
     panic!("no free loopback port between 15000 and 32000");
 }
 
+/// Whether scrapes waited for nothing: nine of ten took less than 50 ms, and the one that this machine held up less than
+/// any time-out.
+#[track_caller]
+pub(crate) fn assert_quick(mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let (most, slowest) = (times[times.len() * 9 / 10 - 1], times[times.len() - 1]);
+    assert!(most < Duration::from_millis(50), "nine of ten scrapes took {most:?}");
+    assert!(slowest < Duration::from_millis(900), "a scrape took {slowest:?}");
+}
+
 /// Calls `probe` until it gives a value; fails with `what` and the last reason after `limit`.
 #[track_caller]
 pub(crate) fn wait_for<T>(
