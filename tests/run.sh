@@ -64,7 +64,7 @@ case ${1:-all} in
         alerts | lab) ;;
         # Each a story of its own: what failed is told again, and not all of them.
         incidents)
-          for story in i1 i2 i3 i4 i5 scale; do
+          for story in $(sed -n 's/^mod \([a-z0-9_]*\);$/\1/p' tests/incidents/mod.rs); do
             group 2 "it incidents $story" cargo test --locked --test it -- "incidents::$story::"
           done ;;
         *) group 2 "it $module" cargo test --locked --test it -- "$module::" ;;
